@@ -1,0 +1,54 @@
+"""Where every file lies: the dict `paths`, and `locations`, which makes such a dict for another root.
+
+No other module spells out a folder or a file name.  `paths["val_images"]` is the folder of the validation
+pictures, `paths["tokenizer"]` the trained tokenizer, and so on; `sorted(paths)` lists them all.
+"""
+
+import os
+from pathlib import Path
+
+SPLITS = ("train", "val", "test", "unlabeled")
+CAPTIONED_SPLITS = ("train", "val")
+PROCESSED_SPLITS = ("train", "val", "unlabeled")
+
+
+def locations(
+    data: str | Path = "data/coco", checkpoints: str | Path = "checkpoints", recipe: str | Path = "."
+) -> dict[str, Path]:
+    """Every file location for one data set, one folder of checkpoints and one recipe.
+
+    Args:
+        data: root of a data set in COCO's layout (`train2017/`, `annotations/`, ...).
+        checkpoints: root of the checkpoints of both stages.
+        recipe: folder that holds `mae_config.yaml` and `captioner_config.yaml`.
+    """
+    data, checkpoints, recipe = Path(data), Path(checkpoints), Path(recipe)
+    processed = data / "processed"
+    found = {
+        "data": data,
+        "downloads": data / "downloads",
+        "annotations": data / "annotations",
+        "processed": processed,
+        "tokenizer": processed / "tokenizer.json",
+        "encoder_checkpoints": checkpoints / "encoder",
+        "captioner_checkpoints": checkpoints / "captioner",
+        "mae_config": recipe / "mae_config.yaml",
+        "captioner_config": recipe / "captioner_config.yaml",
+    }
+    for split in SPLITS:
+        found[f"{split}_images"] = data / f"{split}2017"
+    for split in CAPTIONED_SPLITS:
+        found[f"{split}_captions"] = data / "annotations" / f"captions_{split}2017.json"
+        found[f"{split}_tokenized"] = processed / f"{split}_tokenized.pt"
+        found[f"{split}_im2capts"] = processed / f"{split}_im2capts.pt"
+    for split in PROCESSED_SPLITS:
+        found[f"{split}_image_ids"] = processed / f"{split}_image_ids.pt"
+    return found
+
+
+def image_name(image_id: int) -> str:
+    """COCO's file name of a picture: its id in twelve digits."""
+    return f"{image_id:012d}.jpg"
+
+
+paths = locations(os.environ.get("COCO_ROOT", "data/coco"))

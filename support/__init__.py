@@ -1,0 +1,1 @@
+"""Machinery with no opinion on captions: one subject a file, nothing imported from the top level."""

@@ -1,0 +1,36 @@
+"""A transformer written by hand: attention, stacks, KV cache and beam search.
+
+It knows nothing of images or captions.  Read in this order: attention, sublayers, encoder, kv_cache, decoder,
+beam_search, encoder_decoder.
+"""
+
+from transformer_components.attention import MultiHeadAttention, causal_mask, scaled_dot_product_attention
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis, beam_search
+from transformer_components.decoder import DecoderLayer, TransformerDecoder
+from transformer_components.encoder import EncoderLayer, TransformerEncoder
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
+from transformer_components.initialisation import initialise, sinusoids
+from transformer_components.kv_cache import DecoderCache, LayerCache
+from transformer_components.stack_config import StackConfig
+from transformer_components.sublayers import FeedForward, Residual
+
+__all__ = [
+    "BeamSearchOptions",
+    "DecoderCache",
+    "DecoderLayer",
+    "EncoderLayer",
+    "FeedForward",
+    "Hypothesis",
+    "LayerCache",
+    "MultiHeadAttention",
+    "Residual",
+    "StackConfig",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "TransformerEncoderDecoder",
+    "beam_search",
+    "causal_mask",
+    "initialise",
+    "scaled_dot_product_attention",
+    "sinusoids",
+]

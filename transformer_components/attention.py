@@ -1,0 +1,101 @@
+"""Scaled dot-product attention and its multi-head form (Vaswani et al. 2017, section 3.2).
+
+Shapes: B batch, T queries, S keys, H heads, D hidden, M memory width, k key size, v value size.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
+    """(length, length) bool, True where a query (row) may look: at itself and at what came before."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q Kᵀ / √k) V, equation 1 of the paper, written out.
+
+    Args:
+        query: (..., T, k).
+        key: (..., S, k).
+        value: (..., S, v).
+        mask: bool, broadcast to (..., T, S), True where a query may look.  None: everywhere.
+
+    Returns:
+        The attended values (..., T, v), and the weights (..., T, S), each row of which sums to 1.
+    """
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(dim=-1)  # (..., T, S)
+    return weights @ value, weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side, each in a subspace of its own (section 3.2.2).
+
+    Keys and values are projected by a call of their own, `project`, so that a decoder can keep them from
+    one step to the next and, for the memory of a source, compute them once for all its beams.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, key_size: int, value_size: int, memory_size: int | None = None
+    ):
+        """
+        Args:
+            hidden_size: width of the queries' input and of the output.
+            num_heads: number of heads.
+            key_size: width of each head's queries and keys.
+            value_size: width of each head's values.
+            memory_size: width of what is looked at; None: hidden_size, as in self-attention.
+        """
+        super().__init__()
+        memory_size = hidden_size if memory_size is None else memory_size
+        self.num_heads = num_heads
+        self.query_projection = nn.Linear(hidden_size, num_heads * key_size)
+        self.key_projection = nn.Linear(memory_size, num_heads * key_size)
+        self.value_projection = nn.Linear(memory_size, num_heads * value_size)
+        self.output_projection = nn.Linear(num_heads * value_size, hidden_size)
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys (B, H, S, k) and values (B, H, S, v) of what is looked at, memory (B, S, M)."""
+        return self._split(self.key_projection(memory)), self._split(self.value_projection(memory))
+
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, T, D), what the queries are made of.
+            keys: (B, H, S, k) from `project`.
+            values: (B, H, S, v) from `project`.
+            mask: bool, broadcast to (B, H, T, S), True where a query may look.  None: everywhere.
+            is_causal: query i looks at keys 0 to i; stands in for `mask` where T = S.
+            weights: a list to which the attention weights (B, H, T, S) are appended.  Weights need the
+                formula step by step; without the list, torch's fused kernel computes the same.
+
+        Returns:
+            (B, T, D).
+        """
+        query = self._split(self.query_projection(x))  # (B, H, T, k)
+        if weights is None:
+            heads = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=is_causal)
+        else:
+            mask = causal_mask(x.shape[1], x.device) if is_causal else mask
+            heads, attended = scaled_dot_product_attention(query, keys, values, mask)  # (B, H, T, v)
+            weights.append(attended)
+        return self.output_projection(heads.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H·k) -> (B, H, T, k)

@@ -1,0 +1,92 @@
+"""An encoder and a decoder joined: the whole model, which can be trained and can generate.
+
+Shapes: B sources, W beams, T tokens, S source length, M memory width, V vocabulary, H heads.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis, beam_search
+
+
+class TransformerEncoderDecoder(nn.Module):
+    """Any encoder with any decoder that has
+
+    decoder(tokens, memory, cache=None, cross_weights=None) -> logits   (B, T), (B, S, M) -> (B, T, V)
+    decoder.new_cache(memory) -> DecoderCache
+    decoder.context_length                                              tokens that fit
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, source: Tensor, tokens: Tensor, cross_weights: list[Tensor] | None = None) -> Tensor:
+        """Logits (B, T, V) of the token that follows each of tokens (B, T).
+
+        Args:
+            source: what the encoder takes.
+            tokens: (B, T) int64.
+            cross_weights: a list to which each decoder layer appends where it looked, (B, H, T, S).
+        """
+        return self.decoder(tokens, self.encoder(source), cross_weights=cross_weights)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        source: Tensor | None,
+        options: BeamSearchOptions,
+        start_token: int,
+        end_token: int,
+        forbidden_tokens: Collection[int] = (),
+        memory: Tensor | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Searches for the likeliest outputs.  Encodes once, tracks no gradient, drops nothing out.
+
+        Args:
+            source: what the encoder takes; None if `memory` is given.
+            options: how to search.
+            start_token: what every output begins with; not part of a hypothesis.
+            end_token: what ends it.
+            forbidden_tokens: what no output may hold, such as padding.
+            memory: (B, S, M) the encoder's output, if it is there already.
+
+        Returns:
+            For each source its `n_best` hypotheses, best first.
+
+        Raises:
+            ValueError: not exactly one of source and memory; max_length above the decoder's context.
+        """
+        if (source is None) == (memory is None):
+            raise ValueError("generate takes either source or memory")
+        if options.max_length > self.decoder.context_length:
+            limit = self.decoder.context_length
+            raise ValueError(f"max_length {options.max_length} is more than the decoder's context of {limit}")
+        with _evaluating(self):
+            memory = self.encoder(source) if memory is None else memory  # (B, S, M)
+            cache = self.decoder.new_cache(memory)
+
+            def step(tokens: Tensor, rows: Tensor) -> Tensor:
+                cache.reorder(rows)
+                logits = self.decoder(tokens.reshape(-1, 1), memory=None, cache=cache)  # (B·W, 1, V)
+                return logits.view(*tokens.shape, -1)  # (B, W, V)
+
+            return beam_search(
+                step, len(memory), options, start_token, end_token, forbidden_tokens, memory.device
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout; afterwards every module is in the mode in which it was, frozen parts too."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,324 @@
+"""The models: a vision transformer, the masked autoencoder that teaches it to see, and the caption decoder.
+
+    ImageAutoEncoder          = ImageEncoder + ImageDecoder      He et al. 2021 (arXiv:2111.06377)
+    TransformerEncoderDecoder = ImageEncoder + CaptionDecoder    the captioner, from `build_captioner`
+
+Shapes: B batch, N all patches, K kept patches, M masked patches, P patch side, h × w grid of patches (N = h·w),
+D hidden, T caption tokens, S source patches, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from support.randomness import hashed_noise
+from transformer_components import (
+    DecoderCache,
+    StackConfig,
+    TransformerDecoder,
+    TransformerEncoder,
+    TransformerEncoderDecoder,
+    initialise,
+    sinusoids,
+)
+
+CHANNELS = 3  # red, green, blue
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cuts images (B, 3, h·P, w·P) into patches (B, N, P·P·3), left to right, top down.
+
+    The pixels of a patch lie row by row, each with its three channels together.
+
+    Raises:
+        ValueError: the patches do not fill the image.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"an image of {height}×{width} does not divide into patches of {patch_size}")
+    grid = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, 3, h, P, w, P)
+    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, N, P·P·3)
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """Puts the patches (B, N, P·P·3) of square images together again: (B, 3, side, side).
+
+    Raises:
+        ValueError: the patches do not form a square.
+    """
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1]:
+        raise ValueError(f"{patches.shape[1]} patches do not form a square image")
+    grid = patches.unflatten(2, (patch_size, patch_size, CHANNELS)).unflatten(1, (side, side))
+    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, h, w, P, P, 3) -> (B, 3, h·P, w·P)
+
+
+def select_patches(patches: Tensor, positions: Tensor) -> Tensor:
+    """The patches (B, N, D) that stand at positions (B, K), in their order: (B, K, D)."""
+    return torch.gather(patches, 1, positions[:, :, None].expand(-1, -1, patches.shape[2]))
+
+
+def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tuple[Tensor, Tensor]:
+    """Deals the patches of each image out into kept and masked ones (He et al. 2021, section 3).
+
+    The patches are sorted by noise, so together they are a permutation: none is dealt out twice.  The noise
+    is a hash of the seed, so the mask of a sample does not depend on batch, process or device.
+
+    Args:
+        seeds: (B,) int64, one for each image.
+        num_patches: N.
+        masking_ratio: share of the patches to mask; M = round(N · masking_ratio).
+
+    Returns:
+        kept (B, K) and masked (B, M) positions, int64.
+
+    Raises:
+        ValueError: the ratio leaves no patch to see or none to predict.
+    """
+    num_masked = round(num_patches * masking_ratio)
+    if not 0 < num_masked < num_patches:
+        raise ValueError(f"masking_ratio {masking_ratio} masks {num_masked} of {num_patches} patches")
+    shuffled = hashed_noise(seeds, num_patches).argsort(dim=1)  # (B, N)
+    return shuffled[:, num_masked:], shuffled[:, :num_masked]
+
+
+def normalise_patches(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Each patch (B, M, P·P·3) at mean 0 and variance 1, a sharper target (He et al. 2021, section 4.1).
+
+    Returns:
+        The patches, and the mean and the deviation (B, M, 1) with which `unnormalise_patches` undoes it.
+    """
+    variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
+    deviation = (variance + epsilon).sqrt()
+    return (patches - mean) / deviation, mean, deviation
+
+
+def unnormalise_patches(patches: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Normalised patches as pixels again: without it a reconstruction looks like grey noise."""
+    return patches * deviation + mean
+
+
+def grid_positions(num_patches: int, size: int) -> Tensor:
+    """Where learned positions of a square grid start: the sinusoids of the row, then of the column.
+
+    Neighbours start alike, as in He et al. 2021, section A.1, where these stay as they are.
+
+    Returns:
+        (N, size).
+    """
+    side = math.isqrt(num_patches)
+    row = torch.arange(num_patches) // side
+    column = torch.arange(num_patches) % side
+    return torch.cat([sinusoids(row, size - size // 2), sinusoids(column, size // 2)], dim=1)
+
+
+class PatchEmbedding(nn.Module):
+    """Projects patches to embeddings and adds the learned position of each."""
+
+    def __init__(self, image_size: int, patch_size: int, hidden_size: int):
+        """
+        Args:
+            image_size: side of the square images, pixels.
+            patch_size: side of a patch, pixels.
+            hidden_size: width of an embedding.
+
+        Raises:
+            ValueError: the patches do not fill the image.
+        """
+        super().__init__()
+        if patch_size < 1 or image_size < 1 or image_size % patch_size:
+            raise ValueError(f"image_size {image_size} does not divide into patches of {patch_size}")
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_patches = (image_size // patch_size) ** 2
+        self.projection = nn.Linear(patch_size * patch_size * CHANNELS, hidden_size)
+        self.positions = nn.Parameter(grid_positions(self.num_patches, hidden_size))  # (N, D)
+        initialise(self)
+
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            images: (B, 3, image_size, image_size).
+            kept: (B, K) int64, the patches wanted; None: all N in their order.
+
+        Returns:
+            (B, K, D).
+
+        Raises:
+            ValueError: images of another size.
+        """
+        expected = (CHANNELS, self.image_size, self.image_size)
+        if images.shape[1:] != expected:
+            raise ValueError(f"expected images of {expected}, got {tuple(images.shape[1:])}")
+        patches = patchify(images, self.patch_size)  # (B, N, P·P·3)
+        if kept is None:
+            return self.projection(patches) + self.positions
+        return (
+            self.projection(select_patches(patches, kept)) + self.positions[kept]
+        )  # only kept are projected
+
+
+class ImageEncoder(nn.Module):
+    """The vision transformer: patch embedding, then a transformer encoder."""
+
+    def __init__(self, image_size: int, patch_size: int, config: StackConfig):
+        super().__init__()
+        self.hidden_size = config.hidden_size
+        self.patch_embedding = PatchEmbedding(image_size, patch_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = TransformerEncoder(config)
+
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) to the features (B, K, D) of the kept patches, or of all N."""
+        return self.transformer(self.dropout(self.patch_embedding(images, kept)))
+
+
+class ImageDecoder(nn.Module):
+    """Predicts the pixels of masked patches from the features of the kept ones.  Thrown away after training."""
+
+    def __init__(self, num_patches: int, patch_size: int, encoder_size: int, config: StackConfig):
+        """
+        Args:
+            num_patches: N.
+            patch_size: side of a patch, pixels.
+            encoder_size: width of the encoder's features; projected if it is not this stack's own.
+            config: the stack.
+        """
+        super().__init__()
+        size = config.hidden_size
+        self.projection = nn.Identity() if encoder_size == size else nn.Linear(encoder_size, size)
+        self.mask_token = nn.Parameter(torch.zeros(size))  # (D,), the positions tell masked patches apart
+        self.positions = nn.Parameter(grid_positions(num_patches, size))  # (N, D)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = TransformerEncoder(config)
+        self.to_pixels = nn.Linear(size, patch_size * patch_size * CHANNELS)
+        initialise(self)
+
+    def forward(self, encoded: Tensor, kept: Tensor, masked: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            encoded: (B, K, encoder_size) features of the kept patches.
+            kept: (B, K) int64, where they stand.
+            masked: (B, M) int64, the patches to predict; None: all N in their order.
+
+        Returns:
+            Pixels (B, M, P·P·3), or (B, N, P·P·3).
+        """
+        encoded = self.projection(encoded)  # (B, K, D)
+        tokens = self.mask_token.to(encoded.dtype).expand(len(encoded), *self.positions.shape)  # (B, N, D)
+        where = kept[:, :, None].expand_as(encoded)
+        x = torch.scatter(tokens, 1, where, encoded) + self.positions  # (B, N, D)
+        x = self.transformer(self.dropout(x))
+        return self.to_pixels(x if masked is None else select_patches(x, masked))  # only masked are projected
+
+
+class ImageAutoEncoder(nn.Module):
+    """The masked autoencoder: an encoder that sees the kept patches, a decoder that predicts the others."""
+
+    def __init__(self, image_size: int, patch_size: int, encoder: StackConfig, decoder: StackConfig):
+        super().__init__()
+        self.patch_size = patch_size
+        self.encoder = ImageEncoder(image_size, patch_size, encoder)
+        self.num_patches = self.encoder.patch_embedding.num_patches
+        self.decoder = ImageDecoder(self.num_patches, patch_size, encoder.hidden_size, decoder)
+
+    def forward(self, images: Tensor, kept: Tensor, masked: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            images: (B, 3, H, W).
+            kept: (B, K) int64, the patches that the encoder sees.
+            masked: (B, M) int64, the patches to predict; None: all N, for a full reconstruction.
+
+        Returns:
+            Predicted pixels (B, M, P·P·3), or (B, N, P·P·3), which `unpatchify` makes a picture.
+        """
+        return self.decoder(self.encoder(images, kept), kept, masked)
+
+    def targets(self, images: Tensor, masked: Tensor) -> Tensor:
+        """What `forward` should have predicted: the true pixels (B, M, P·P·3) of the masked patches."""
+        return select_patches(patchify(images, self.patch_size), masked)
+
+
+class CaptionDecoder(nn.Module):
+    """Token embeddings and positions, a transformer decoder, and a projection to the vocabulary."""
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        context_length: int,
+        memory_size: int,
+        config: StackConfig,
+        tie_embeddings: bool = False,
+    ):
+        """
+        Args:
+            vocabulary_size: V.
+            context_length: longest sequence of tokens that can be read, and so generated.
+            memory_size: width of the encoder's features.
+            config: the stack.
+            tie_embeddings: the last projection shares its weight with the embedding (Vaswani et al. 2017,
+                section 3.4, after Press and Wolf 2017).
+        """
+        super().__init__()
+        self.context_length = context_length
+        self.token_embedding = nn.Embedding(vocabulary_size, config.hidden_size)
+        self.embedding_scale = math.sqrt(config.hidden_size)  # section 3.4 of the paper
+        self.positions = nn.Parameter(sinusoids(torch.arange(context_length), config.hidden_size))
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = TransformerDecoder(config, memory_size)
+        self.to_vocabulary = nn.Linear(config.hidden_size, vocabulary_size)
+        initialise(self)
+        if tie_embeddings:
+            self.to_vocabulary.weight = self.token_embedding.weight
+
+    def new_cache(self, memory: Tensor) -> DecoderCache:
+        """An empty cache over memory (B, S, D); see `TransformerDecoder.new_cache`."""
+        return self.transformer.new_cache(memory)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: Tensor | None,
+        cache: DecoderCache | None = None,
+        position: int | None = None,
+        cross_weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of the token that follows each token.
+
+        Args:
+            tokens: (B, T) int64; with a cache, (B·W, T), those that follow the tokens it holds.
+            memory: (B, S, D) the encoder's features; None where a cache holds what is needed of it.
+            cache: from `new_cache`; takes in the tokens.
+            position: of the first of these tokens in the caption.  None: 0, or where the cache stands.
+            cross_weights: a list to which each layer appends where it looked, (B, H, T, S).
+
+        Raises:
+            ValueError: a token beyond the context length; a position that is not where the cache stands.
+        """
+        expected = 0 if cache is None else cache.position
+        position = expected if position is None else position
+        if cache is not None and position != expected:
+            raise ValueError(f"the cache holds {expected} tokens, but these are said to start at {position}")
+        end = position + tokens.shape[1]
+        if position < 0 or end > self.context_length:
+            raise ValueError(f"positions {position} to {end - 1} exceed the context of {self.context_length}")
+        x = self.token_embedding(tokens) * self.embedding_scale + self.positions[position:end]  # (B, T, D)
+        x = self.transformer(self.dropout(x), memory, cache, cross_weights)
+        return self.to_vocabulary(x)
+
+
+def build_captioner(
+    image_size: int,
+    patch_size: int,
+    encoder: StackConfig,
+    decoder: StackConfig,
+    vocabulary_size: int,
+    context_length: int,
+    tie_embeddings: bool = False,
+) -> TransformerEncoderDecoder:
+    """The full captioner: images (B, 3, H, W) and tokens (B, T) to logits (B, T, V)."""
+    return TransformerEncoderDecoder(
+        ImageEncoder(image_size, patch_size, encoder),
+        CaptionDecoder(vocabulary_size, context_length, encoder.hidden_size, decoder, tie_embeddings),
+    )

@@ -3,8 +3,8 @@
     ImageAutoEncoder          = ImageEncoder + ImageDecoder      He et al. 2021 (arXiv:2111.06377)
     TransformerEncoderDecoder = ImageEncoder + CaptionDecoder    the captioner, from `build_captioner`
 
-Shapes: B batch, N all patches, K kept patches, M masked patches, P patch side, h × w grid of patches (N = h·w),
-D hidden, T caption tokens, S source patches, V vocabulary.
+Shapes: B batch, N all patches, K kept patches, M masked patches, P patch side, h × w grid of patches,
+N = h·w, D hidden, T caption tokens, S source patches, V vocabulary.
 """
 
 import math
@@ -153,10 +153,9 @@ class PatchEmbedding(nn.Module):
             raise ValueError(f"expected images of {expected}, got {tuple(images.shape[1:])}")
         patches = patchify(images, self.patch_size)  # (B, N, P·P·3)
         if kept is None:
-            return self.projection(patches) + self.positions
-        return (
-            self.projection(select_patches(patches, kept)) + self.positions[kept]
-        )  # only kept are projected
+            return self.projection(patches) + self.positions  # (B, N, D)
+        patches = select_patches(patches, kept)  # before the projection: only these are projected
+        return self.projection(patches) + self.positions[kept]  # (B, K, D)
 
 
 class ImageEncoder(nn.Module):
@@ -175,7 +174,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Predicts the pixels of masked patches from the features of the kept ones.  Thrown away after training."""
+    """Predicts the pixels of masked patches from the features of the kept ones; thrown away afterwards."""
 
     def __init__(self, num_patches: int, patch_size: int, encoder_size: int, config: StackConfig):
         """
@@ -193,7 +192,8 @@ class ImageDecoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = TransformerEncoder(config)
         self.to_pixels = nn.Linear(size, patch_size * patch_size * CHANNELS)
-        initialise(self)
+        initialise(self.projection)
+        initialise(self.to_pixels)
 
     def forward(self, encoded: Tensor, kept: Tensor, masked: Tensor | None = None) -> Tensor:
         """
@@ -210,7 +210,9 @@ class ImageDecoder(nn.Module):
         where = kept[:, :, None].expand_as(encoded)
         x = torch.scatter(tokens, 1, where, encoded) + self.positions  # (B, N, D)
         x = self.transformer(self.dropout(x))
-        return self.to_pixels(x if masked is None else select_patches(x, masked))  # only masked are projected
+        if masked is not None:
+            x = select_patches(x, masked)  # (B, M, D), before the projection to pixels
+        return self.to_pixels(x)
 
 
 class ImageAutoEncoder(nn.Module):
@@ -268,7 +270,8 @@ class CaptionDecoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = TransformerDecoder(config, memory_size)
         self.to_vocabulary = nn.Linear(config.hidden_size, vocabulary_size)
-        initialise(self)
+        initialise(self.token_embedding)
+        initialise(self.to_vocabulary)
         if tie_embeddings:
             self.to_vocabulary.weight = self.token_embedding.weight
 

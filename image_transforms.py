@@ -1,0 +1,184 @@
+"""From a picture file to the model's pixels: upright RGB, crops, ImageNet statistics.
+
+A picture takes three steps, and memory traffic decides where each is done:
+
+1. `load_image` (or `to_tensor`, for a picture already opened): upright RGB, (3, h, w) uint8.
+2. A transform, in a loader worker: crop, resize, maybe mirror.  Its pixels are still uint8, so that a batch
+   is a quarter of the size on its way from worker to device.
+3. `normalize`, on the device: scaled down to [0, 1], then normalized by the ImageNet statistics.
+
+Shape letters: B batch, h and w the picture's own size, H and W the model's.
+"""
+
+import io
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
+
+from support.errors import RunError
+
+# Mean and standard deviation of ImageNet's training pixels in [0, 1], for red, green and blue.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MAE_CROP_SCALE = (0.2, 1.0)  # fraction of the picture's area; the write-up's "big variance in scale"
+CAPTION_CROP_SCALE = (0.5, 1.0)  # gentler: a caption must not name what the crop has cut away
+
+
+# ---------------------------------------------------------------------------------------- transforms
+
+
+@dataclass(frozen=True)
+class TrainingTransform:
+    """A random crop of random size and shape, resized to a square, mirrored half of the time.
+
+    Draws from torch's global generator: wrap a call in `support.randomness.seeded` to fix the draw.
+    """
+
+    size: int = 224  # side of the result, pixels
+    scale: tuple[float, float] = MAE_CROP_SCALE  # least and greatest area of the crop, of the picture's
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # least and greatest width / height of the crop
+    flip_probability: float = 0.5  # how often it is mirrored
+
+    def __call__(self, image: Tensor | Image.Image) -> Tensor:  # -> (3, H, W) uint8
+        image = to_tensor(image)
+        crop = RandomResizedCrop.get_params(image, self.scale, self.ratio)  # top, left, height, width
+        image = F.resized_crop(image, *crop, [self.size, self.size], antialias=True)
+        return F.horizontal_flip(image) if torch.rand(()) < self.flip_probability else image
+
+    def without_flip(self) -> "TrainingTransform":
+        """The same transform, but it never mirrors: for a caption that speaks of left or right."""
+        return replace(self, flip_probability=0.0)
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """The largest square in the middle of the picture, resized.
+
+    That is the shorter side resized to `size` and a centre crop, in the other order, so that a
+    panorama is never blown up before most of it is thrown away.  The customary detour over 256 / 224 of the
+    size would show the model 77 % of that square; captions speak of the whole picture, so no more is cut
+    than must be.
+    """
+
+    size: int = 224  # side of the result, pixels
+
+    def __call__(self, image: Tensor | Image.Image) -> Tensor:  # -> (3, H, W) uint8
+        image = to_tensor(image)
+        side = min(image.shape[-2:])
+        image = F.center_crop(image, [side, side])
+        return F.resize(image, [self.size, self.size], antialias=True)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Scales pixels down to [0, 1] and normalizes them by the ImageNet statistics, on the device they are on.
+
+    Args:
+        images: (..., 3, H, W) uint8, as the loaders deliver them.
+
+    Returns:
+        (..., 3, H, W) float32, about 0 on average with standard deviation 1.
+
+    Raises:
+        TypeError: the pixels are not uint8, so they may have been normalized before.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"normalize expects uint8 pixels in 0..255, got {images.dtype}: normalized already?")
+    normalized = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD)):
+        # Plain numbers, not a tensor of three: its copy to the device would make the host wait.
+        normalized[..., channel, :, :] = (images[..., channel, :, :] / 255 - mean) / std
+    return normalized
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Undoes `normalize`, for showing a reconstruction: (..., 3, H, W) float to uint8, clipped to 0..255."""
+    statistics = {"dtype": torch.float32, "device": images.device}
+    mean = torch.tensor(IMAGENET_MEAN, **statistics)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, **statistics)[:, None, None]
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def load_image(path: str | Path) -> Tensor:
+    """Reads a picture file as upright RGB.
+
+    Returns:
+        (3, h, w) uint8.
+
+    Raises:
+        RunError: the file is missing, empty, truncated, no picture, or claims an absurd size.
+    """
+    try:
+        return _decode(Path(path).read_bytes())
+    except Exception as error:  # damage makes decoders raise a zoo: OSError, SyntaxError, struct.error, ...
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty, damaged or not a picture"
+        raise RunError(f"cannot read the picture {path}: {' '.join(reason.split())}") from error
+
+
+def _decode(data: bytes) -> Tensor:
+    """The bytes of a picture file as (3, h, w) uint8.
+
+    Ordinary JPEGs are decoded by torchvision, a quarter faster than by Pillow and to the same pixels.
+    Whatever is odd, in kind or by damage, goes to Pillow, which knows more kinds and words its errors better.
+    """
+    with Image.open(io.BytesIO(data)) as image:  # reads the header only, and refuses decompression bombs
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            with suppress(RuntimeError):
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+        return to_tensor(image)
+
+
+def to_tensor(image: Tensor | Image.Image) -> Tensor:
+    """Any Pillow picture as upright RGB, (3, h, w) uint8.  A tensor is taken to be that already."""
+    return image if isinstance(image, Tensor) else F.pil_to_tensor(to_rgb(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture as upright RGB of 8 bits.
+
+    - Turned as its EXIF orientation says: cameras store the sensor's view and a note.
+    - Transparency (alpha channel, palette entry or colour key) is laid on white.  Such pictures are drawings
+      and cut-outs made for web pages, which are white; dropping the channel would show whatever colours
+      happen to lie beneath.
+    - 16 and 32 bits a pixel are scaled to 8; Pillow's own conversion clips, which turns most pixels white.
+    - Grey, palette, CMYK (Adobe's inverted kind is turned round by Pillow's reader): Pillow's conversion.
+    """
+    image.load()  # whatever is wrong with the pixels comes out here
+    with suppress(Exception):  # a garbled EXIF block says nothing against them
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = _scaled_to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (modes "I;16..."), of 32-bit integers ("I") or of floats ("F") as grey of 8 bits.
+
+    16 bits are scaled by their full range.  The other modes do not say what white is: it is the least of 1,
+    255 and 65535 that covers the pixels, and beyond these the picture's own range is stretched.
+    """
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    black, white = 0.0, 65535.0
+    if not image.mode.startswith("I;16"):
+        least, greatest = float(pixels.min()), float(pixels.max())
+        fitting = [white for white in (1.0, 255.0, 65535.0) if least >= 0 and greatest <= white]
+        black, white = (0.0, fitting[0]) if fitting else (least, greatest)
+    scaled = (pixels - black) * (255 / max(white - black, 1e-12))
+    return Image.fromarray(scaled.round().astype(np.uint8))

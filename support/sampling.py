@@ -1,0 +1,113 @@
+"""Which samples go into which batch: pure functions of (seed, epoch), for any number of processes.
+
+Both samplers here are batch samplers for `torch.utils.data.DataLoader`.  They yield lists of keys
+`(index, sample_seed)`: whatever is random about a sample follows from its seed, and since the seed travels
+with the index, a loader worker that outlives an epoch needs no word of the new one.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from support.randomness import hashed_noise, mix, permutation
+
+Key = tuple[int, int]  # (index into the data set, seed of all that is random about the sample)
+
+
+class MicroBatch(NamedTuple):
+    """What one rank computes in one forward pass."""
+
+    indices: list[int]
+    real: bool  # False: there are too few samples to go round, and this one must be given weight zero
+
+
+class EpochSampler:
+    """Shuffled batches for training, cut into micro-batches for ranks and gradient accumulation.
+
+    The order of an epoch is a pure function of (seed, epoch).  One optimizer step takes the next `batch_size`
+    samples, whatever the number of processes; the last step of an epoch takes what is left.  A step's samples
+    are cut into `world_size * accumulation` runs, equal but for one sample, and each rank computes
+    `accumulation` of them.  A rank whose run is empty still computes something, or the others would wait for
+    its gradients for ever: the step's first sample, marked as not real.
+
+    Args:
+        count: samples in the data set.
+        batch_size: samples an optimizer step takes, over all ranks.
+        seed: of the order and of the samples.
+        rank: this process, 0 to world_size - 1.
+        world_size: number of processes.
+        accumulation: micro-batches each rank adds up before a step.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+        self.steps = -(-count // batch_size)  # optimizer steps of a whole epoch
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Makes the next iteration that of `epoch`, from its step `start_step` on (counted from 0)."""
+        self.epoch, self.start_step = epoch, start_step
+        self.order = permutation(self.count, self.seed, epoch)
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """The `accumulation` micro-batches of this rank at one step of the epoch."""
+        batch = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        runs = batch.tensor_split(self.world_size * self.accumulation)
+        mine = runs[self.rank * self.accumulation : (self.rank + 1) * self.accumulation]
+        return [MicroBatch((run if len(run) else batch[:1]).tolist(), real=len(run) > 0) for run in mine]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in range(self.start_step, self.steps):
+            for micro_batch in self.micro_batches(step):
+                yield [(index, mix(self.seed, self.epoch, index)) for index in micro_batch.indices]
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start_step) * self.accumulation
+
+
+class EvaluationSampler:
+    """Each sample once, in ascending order; rank r takes r, r + world_size, ...: none twice and no stand-ins.
+
+    Ranks may get different numbers of batches, so evaluation must not wait for one another between batches.
+    A sample's seed does not depend on the epoch: figures of two epochs differ by the model alone.
+
+    Args: as for `EpochSampler`, but `batch_size` is that of one rank.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.indices = range(rank, count, world_size)
+        self.batch_size, self.seed = batch_size, seed
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            batch = self.indices[start : start + self.batch_size]
+            yield [(index, mix(self.seed, 0, index)) for index in batch]
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+
+def subset_of(ids: Tensor, fraction: float) -> Tensor:
+    """A fixed share of things, chosen by the hash of their ids: no seed, so it is the same on every run.
+
+    A smaller fraction chooses a part of what a greater one does.
+
+    Args:
+        ids: (n,) int64, distinct.
+        fraction: share to choose, in (0, 1]; at least one is chosen.
+
+    Returns:
+        Positions in `ids` of the chosen, ascending.
+    """
+    chosen = max(1, round(fraction * len(ids)))
+    return hashed_noise(ids, 1)[:, 0].argsort()[:chosen].sort().values

@@ -1,0 +1,325 @@
+"""The three data sets of the write-up, and `get_coco_loader`, which makes a loader of any of them.
+
+    mode             data set           an item is                         serves
+    "caption_first"  CaptFirstDataset   (image, caption), five an image    the captioner's loss
+    "image_first"    ImgFirstDataset    (image, [5 captions], image_id)    BLEU
+    "image_only"     ImageOnlyDataset   an image                           the masked autoencoder
+
+Images leave a loader as uint8, (B, 3, H, W); `image_transforms.normalize` makes floats of them on the device.
+
+A data set is indexed by a plain number, or by a sampler's key (index, seed).  The seed fixes all that is
+random about the sample, so that the number of workers, the rank and a restart change nothing.
+
+Shape letters: B batch, T caption tokens, H and W the model's picture size.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, default_collate
+
+from image_transforms import EvaluationTransform, TrainingTransform, load_image
+from paths import image_name
+from paths import paths as default_paths
+from support.errors import RunError, UsageError
+from support.loading import WORKER_TIMEOUT, Loader, samples_or_errors
+from support.ragged import Ragged
+from support.randomness import mix, seeded
+from support.sampling import EpochSampler, EvaluationSampler, Key, subset_of
+from support.tokenizer import PAD, load_tokenizer
+
+# From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
+Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]
+
+# Whole words that a mirrored picture would make wrong; "bright" and "leftovers" are not among them.
+SIDES = re.compile(r"\b(left|right)(most|side|hand\w*|wards?)?\b", re.IGNORECASE)
+
+
+class CaptionBatch(NamedTuple):
+    images: Tensor  # (B, 3, H, W) uint8
+    tokens: Tensor  # (B, T) int64: <SOS> ... <EOS>, then <PAD> up to the longest
+    image_ids: Tensor  # (B,) int64
+    seeds: Tensor  # (B,) int64, each sample's own
+
+
+class ReferenceBatch(NamedTuple):
+    images: Tensor  # (B, 3, H, W) uint8
+    captions: list[list[str]]  # B lists, usually of five; empty where a picture has no caption
+    image_ids: Tensor  # (B,) int64
+
+
+class ImageBatch(NamedTuple):
+    images: Tensor  # (B, 3, H, W) uint8
+    image_ids: Tensor  # (B,) int64
+    seeds: Tensor  # (B,) int64, each sample's own
+
+
+class CaptionSample(NamedTuple):
+    image: Tensor  # (3, H, W) uint8
+    tokens: Tensor  # (T,) int64
+    image_id: int
+    seed: int
+
+
+class ReferenceSample(NamedTuple):
+    image: Tensor  # (3, H, W) uint8
+    captions: list[str]
+    image_id: int
+
+
+class ImageSample(NamedTuple):
+    image: Tensor  # (3, H, W) uint8
+    image_id: int
+    seed: int
+
+
+Sample = CaptionSample | ReferenceSample | ImageSample
+Batch = CaptionBatch | ReferenceBatch | ImageBatch
+
+
+# ----------------------------------------------------------------------------------------- data sets
+
+
+class CocoDataset(Dataset):
+    """What the three data sets share.  Each has its own `sample(index, seed)` and `collate(samples)`."""
+
+    image_ids: Tensor  # (samples,) int64, the picture of each sample
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, key: int | Key) -> Sample:
+        """The sample of a key (index, seed); a plain index has a fixed seed.
+
+        Raises:
+            RunError: its picture cannot be read.
+        """
+        index, seed = key if isinstance(key, tuple) else (key, mix(0, 0, key))
+        return self.sample(range(len(self))[index], seed)
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample | RunError]:
+        """The samples of a batch, as a `Loader` asks for them."""
+        return samples_or_errors(self, keys)
+
+    def batch(self, samples: Sequence[Sample | RunError]) -> Batch | RunError:
+        """The batch of some samples, or the first error among them."""
+        errors = [sample for sample in samples if isinstance(sample, RunError)]
+        return errors[0] if errors else self.collate(samples)
+
+
+class CaptFirstDataset(CocoDataset):
+    """All (image, caption) pairs of a split, in the order of its captions: five pairs an image.
+
+    A caption that speaks of left or right keeps its picture from being mirrored, if `transform` is a
+    `TrainingTransform`; one of your own has to see to that itself.
+
+    Args:
+        split: "train" or "val".
+        transform: from (3, h, w) uint8 to (3, H, W).
+        paths: where the files lie, as `paths.locations` makes it.
+        subset: share of the images to take, in (0, 1]; their captions stay together.
+        context_length: most tokens the decoder reads.  It reads all but the last and predicts all but the
+            first, so a caption may have one more; a longer one is cut before its <EOS>.  None cuts nothing.
+        pad_id: the token to pad with; None takes the tokenizer's <PAD>.
+
+    Raises:
+        UsageError: a processed file is missing or damaged, or `subset` is no such share.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        transform: Transform,
+        *,
+        paths: Mapping[str, Path] = default_paths,
+        subset: float = 1.0,
+        context_length: int | None = None,
+        pad_id: int | None = None,
+    ):
+        tokenizer = load_tokenizer(paths["tokenizer"])
+        entries = load_processed(paths, split, "tokenized")
+        image_ids = torch.tensor([entry["image_id"] for entry in entries], dtype=torch.int64)
+        chosen = torch.isin(image_ids, choose_images(image_ids.unique(), subset)).nonzero()[:, 0]
+        captions = [entries[row]["caption"] for row in chosen.tolist()]
+
+        self.image_ids = image_ids[chosen]
+        self.captions = Ragged(shortened(caption, context_length) for caption in captions)
+        self.pad_id = tokenizer.token_to_id(PAD) if pad_id is None else pad_id
+        self.folder = paths[f"{split}_images"]
+        self.transform = self.keep_sides = transform
+        self.speaks_of_sides = torch.zeros(len(captions), dtype=torch.bool)
+        if isinstance(transform, TrainingTransform):
+            self.keep_sides = transform.without_flip()
+            spoken = (SIDES.search(tokenizer.decode(caption)) is not None for caption in captions)
+            self.speaks_of_sides = torch.tensor(list(spoken))
+
+    def sample(self, index: int, seed: int) -> CaptionSample:
+        image_id = int(self.image_ids[index])
+        transform = self.keep_sides if self.speaks_of_sides[index] else self.transform
+        image = transformed(self.folder / image_name(image_id), transform, seed)
+        return CaptionSample(image, self.captions[index].long(), image_id, seed)
+
+    def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
+        images, tokens, image_ids, seeds = zip(*samples)
+        padded = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
+        return CaptionBatch(default_collate(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
+
+
+class ImgFirstDataset(CocoDataset):
+    """All (image, [captions], image_id) triplets of a split, in ascending order of id; the captions are text.
+
+    Args: as for `CaptFirstDataset`.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        transform: Transform,
+        *,
+        paths: Mapping[str, Path] = default_paths,
+        subset: float = 1.0,
+    ):
+        captions = dict(load_processed(paths, split, "im2capts"))
+        self.image_ids = choose_images(torch.tensor(list(captions), dtype=torch.int64), subset)
+        self.captions = Ragged((json.dumps(captions[i]).encode() for i in self.image_ids.tolist()), "B")
+        self.folder = paths[f"{split}_images"]
+        self.transform = transform
+
+    def sample(self, index: int, seed: int) -> ReferenceSample:
+        image_id = int(self.image_ids[index])
+        image = transformed(self.folder / image_name(image_id), self.transform, seed)
+        return ReferenceSample(image, json.loads(bytes(self.captions[index].numpy())), image_id)
+
+    def collate(self, samples: Sequence[ReferenceSample]) -> ReferenceBatch:
+        images, captions, image_ids = zip(*samples)
+        return ReferenceBatch(default_collate(images), list(captions), torch.tensor(image_ids))
+
+
+class ImageOnlyDataset(CocoDataset):
+    """All images of one split or of several, one split after the other, each in ascending order of id.
+
+    Args: as for `CaptFirstDataset`, but
+        splits: "train", "val", "unlabeled", or a sequence of these.
+    """
+
+    def __init__(
+        self,
+        splits: str | Sequence[str],
+        transform: Transform,
+        *,
+        paths: Mapping[str, Path] = default_paths,
+        subset: float = 1.0,
+    ):
+        splits = [splits] if isinstance(splits, str) else list(splits)
+        image_ids = [torch.tensor(load_processed(paths, split, "image_ids")) for split in splits]
+        folders = torch.repeat_interleave(torch.tensor([len(ids) for ids in image_ids]))
+        everything = torch.cat(image_ids)
+        chosen = torch.isin(everything, choose_images(everything, subset))
+        self.image_ids = everything[chosen]
+        self.folder_numbers = folders[chosen]  # (samples,): in which of the folders each picture lies
+        self.folders = [paths[f"{split}_images"] for split in splits]
+        self.transform = transform
+
+    def sample(self, index: int, seed: int) -> ImageSample:
+        image_id = int(self.image_ids[index])
+        folder = self.folders[self.folder_numbers[index]]
+        return ImageSample(transformed(folder / image_name(image_id), self.transform, seed), image_id, seed)
+
+    def collate(self, samples: Sequence[ImageSample]) -> ImageBatch:
+        images, image_ids, seeds = zip(*samples)
+        return ImageBatch(default_collate(images), torch.tensor(image_ids), torch.tensor(seeds))
+
+
+def transformed(path: Path, transform: Transform, seed: int) -> Tensor:
+    """A picture, read and transformed; what is random about it follows from `seed` alone."""
+    image = load_image(path)
+    with seeded(seed):
+        return transform(image)
+
+
+def shortened(caption: Sequence[int], context_length: int | None) -> Sequence[int]:
+    """The caption in at most `context_length + 1` tokens; its last one, the <EOS>, is kept."""
+    if context_length is None or len(caption) <= context_length + 1:
+        return caption
+    return [*caption[:context_length], caption[-1]]
+
+
+def choose_images(image_ids: Tensor, share: float) -> Tensor:
+    """A fixed share of the images, the same on every run: their ids, in the order given."""
+    if not 0 < share <= 1:
+        raise UsageError(f"a subset must be a fraction above 0 and at most 1, not {share}")
+    return image_ids[subset_of(image_ids, share)]
+
+
+def load_processed(paths: Mapping[str, Path], split: str, what: str) -> list[Any]:
+    """One of the lists that `process_coco.py` writes: "tokenized", "im2capts" or "image_ids" of a split.
+
+    Raises:
+        UsageError: the split has no such list, or its file is missing, damaged or empty.
+    """
+    path, remedy = paths.get(f"{split}_{what}"), f"run `python process_coco.py --data {paths['data']}`"
+    if path is None:
+        known = [key.removesuffix(f"_{what}") for key in paths if key.endswith(f"_{what}")]
+        raise UsageError(f"the split {split!r} has no {what}; those that have are {', '.join(known)}")
+    if not path.exists():
+        raise UsageError(f"{path} is missing: {remedy} first")
+    try:
+        processed = torch.load(path, weights_only=True)
+    except Exception as error:  # of whatever kind: a damaged archive breaks its reader in many ways
+        raise UsageError(f"{path} is damaged ({type(error).__name__}): remove it and {remedy}") from error
+    if not processed:
+        raise UsageError(f"{path} is empty: {remedy} on a data set that has {split} pictures")
+    return processed
+
+
+def get_coco_loader(
+    split: str | Sequence[str],
+    batch_size: int,
+    transform: Transform,
+    num_workers: int = 0,
+    *,
+    mode: str = "caption_first",
+    shuffle: bool = False,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulation: int = 1,
+    timeout: float = WORKER_TIMEOUT,
+    **dataset_options: Any,
+) -> Loader:
+    """A loader of one of the three data sets.
+
+    Args:
+        split: "train", "val" or "unlabeled"; in mode "image_only" also a sequence of them.
+        batch_size: samples over all ranks and micro-batches, so that a step means the same on any machine.
+        transform: what becomes of a picture, from (3, h, w) uint8 to (3, H, W).
+        num_workers: loader processes; 0 loads in this one.
+        mode: "caption_first", "image_first" or "image_only".
+        shuffle: True for training: `loader.batch_sampler` is an `EpochSampler`, to be told of each epoch by
+            `set_epoch`.  False for evaluation: an `EvaluationSampler`, each sample once in fixed order.
+        seed: of the order and of all that is random about the samples.
+        rank: this process, 0 to world_size - 1.
+        world_size: number of processes that share the samples.
+        accumulation: micro-batches into which each rank's share of a batch is cut.
+        timeout: seconds to wait for a worker before that is an error.
+        dataset_options: `paths` and `subset`, and for captions `context_length` and `pad_id`.
+
+    Raises:
+        UsageError: see the data sets.
+    """
+    kind = {"caption_first": CaptFirstDataset, "image_first": ImgFirstDataset, "image_only": ImageOnlyDataset}
+    if mode not in kind:
+        raise ValueError(f"mode is one of {', '.join(kind)}, not {mode!r}")
+    dataset = kind[mode](split, transform, **dataset_options)
+    if shuffle:
+        sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, accumulation)
+    else:
+        share = -(-batch_size // (world_size * accumulation))
+        sampler = EvaluationSampler(len(dataset), share, seed, rank, world_size)
+    return Loader(dataset, sampler, num_workers, timeout)

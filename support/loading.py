@@ -1,0 +1,80 @@
+"""A `DataLoader` for long runs: it fails in one line, and its workers leave signals to the main process."""
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from support.errors import RunError
+
+WORKER_TIMEOUT = 50  # seconds the main process waits for a worker before it calls it hanging
+WORKER_GRACE = 10  # seconds a worker lives on after SIGTERM, so that the main process can finish and save
+
+
+class Loader(DataLoader):
+    """Batches of a data set that stands for an unreadable sample with the `RunError` it raised, as a value.
+
+    An exception raised in a worker reaches the main process as a page of traceback.  So the data set's
+    `__getitems__(keys)` hands errors over like samples, its `batch(samples)` is the first of them or else a
+    batch, and an error is raised here, in the main process, as it is.
+
+    Args:
+        dataset: has `__getitems__` and `batch` as above.
+        batch_sampler: yields lists of keys.
+        num_workers: loader processes; 0 loads in this one.
+        timeout: seconds to wait for a worker.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_sampler: Iterable, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
+    ):
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=dataset.batch,
+            num_workers=num_workers,
+            worker_init_fn=leave_signals_to_main_process,
+            persistent_workers=num_workers > 0,
+            timeout=timeout if num_workers > 0 else 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own, or each epoch would draw from torch's global one
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, RunError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):  # torch's own words on its workers' health
+                raise
+            for (
+                worker
+            ) in self._iterator._workers:  # by SIGKILL: one that hangs would hold up our exit for ever
+                worker.kill()
+            raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
+
+
+def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:
+    """`dataset[key]` for each key, or the `RunError` that it raised."""
+    samples: list[Any] = []
+    for key in keys:
+        try:
+            samples.append(dataset[key])
+        except RunError as error:
+            samples.append(error)
+    return samples
+
+
+def leave_signals_to_main_process(worker: int) -> None:
+    """Makes this worker outlast Ctrl-C, and SIGTERM for a while.
+
+    Both reach every process of a group.  A worker that obeyed at once would take along the batch that the
+    main process is waiting for, and with it the chance to save.  It must not stay for ever either, so SIGTERM
+    sets an alarm clock; that the main process is gone torch notices by itself within seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))

@@ -90,9 +90,10 @@ def test_memory_is_projected_once_and_held_once_for_all_beams(decoder):
     for layer in decoder.layers:
         for projection in (layer.cross_attention.key_projection, layer.cross_attention.value_projection):
             projection.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
-    cache = decoder.new_cache(draw(SOURCES, 4, MEMORY))
+    memory = draw(SOURCES, 4, MEMORY)
+    cache = decoder.new_cache(memory)
     held = [tensor for layer in cache.layers for tensor in layer.memory]
-    decoder(draw(SOURCES, 1, 8), None, cache)
+    decoder(draw(SOURCES, 1, 8), memory, cache)
     cache.reorder(torch.arange(SOURCES)[:, None].expand(-1, 6))
     for _ in range(3):
         decoder(draw(SOURCES * 6, 1, 8), None, cache)
@@ -112,6 +113,11 @@ def test_finished_sources_leave_the_cache(decoder):
     for layer in cache.layers:
         keys, values = layer.append(torch.zeros(2, 2, 1, 3), torch.zeros(2, 2, 1, 5))
         assert len(keys) == len(values) == len(layer.memory[0]) == len(layer.memory[1]) == 2
+
+
+def test_neither_memory_nor_cache_is_refused(decoder):
+    with pytest.raises(ValueError, match="needs a memory or a cache"):
+        decoder(draw(SOURCES, 2, 8), None)
 
 
 def test_wrong_number_of_rows_is_refused():

@@ -122,9 +122,10 @@ def test_cross_weights_come_from_each_layer_and_change_nothing():
     torch.testing.assert_close(output, decoder(x, memory), rtol=0, atol=1e-12)
 
 
-def test_dropout_is_on_the_output_of_each_sublayer_only():
+@NORMS
+def test_dropout_is_on_the_output_of_each_sublayer_only(pre_norm):
     """Section 5.4 of the paper; dropout on the attention weights too would be another model."""
-    layer = DecoderLayer(configured(dropout=0.5), memory_size=16)
+    layer = DecoderLayer(configured(dropout=0.5, pre_norm=pre_norm), memory_size=16)
     shapes = []
     for module in layer.modules():
         if isinstance(module, nn.Dropout):

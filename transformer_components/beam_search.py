@@ -13,7 +13,7 @@ Shapes: B sources still searched, W beams, V vocabulary, L longest hypothesis, C
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class Beams:
     def select(self, sources: list[int]) -> "Beams":
         """The beams of some sources only."""
         index = torch.tensor(sources, dtype=torch.long, device=self.length.device)
-        return Beams(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Beams(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def beam_search(

@@ -83,7 +83,12 @@ class TransformerDecoder(nn.Module):
 
         Returns:
             The features, shaped as x.
+
+        Raises:
+            ValueError: neither memory nor cache.
         """
+        if memory is None and cache is None:
+            raise ValueError("the decoder needs a memory or a cache made from one")
         shape = x.shape
         mask, layer_caches = None, [None] * len(self.layers)
         if cache is not None:

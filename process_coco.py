@@ -1,0 +1,309 @@
+"""Prepares the data set, once, before everything else: download, train the tokenizer, tokenize the captions.
+
+    python process_coco.py                       # COCO 2017: pictures and captions
+    python process_coco.py --splits train val    # without the unlabeled and the test pictures
+    python process_coco.py --source /mnt/coco    # from a folder, or another server, with COCO's archives
+    python process_coco.py --captions-only       # sections 2 and 3 alone, on caption files that are there
+    python process_coco.py --sample              # the sample data set, drawn on the spot
+    python process_coco.py --check               # then decode every picture once, and list the bad
+
+COCO is 47 GB of pictures; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
+The download takes an hour at 100 Mbit/s, unpacking some minutes, the captions a minute and 2 GB of memory.
+Whatever goes wrong, run it again: it goes on where it stood.  Run when all is there, it takes a second.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths
+from support.annotations import Captions, captions_are_whole, read_captions
+from support.command_line import run
+from support.errors import UsageError
+from support.files import Record, digest, disk_errors, exclusive, replacing
+from support.pictures import census, check_pictures, is_cut, picture_ids
+from support.sources import Source
+
+COCO = "https://s3.amazonaws.com/images.cocodataset.org/"  # the well-known host's certificate is not valid
+ARCHIVES = {
+    "annotations": "annotations/annotations_trainval2017.zip",
+    "train": "zips/train2017.zip",
+    "val": "zips/val2017.zip",
+    "test": "zips/test2017.zip",
+    "unlabeled": "zips/unlabeled2017.zip",
+}
+PINS = {  # bytes and digest of COCO's own archives; another source's may differ
+    "annotations": (252907541, "sha256", "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"),
+    "train": (19336861798, "sha256", "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"),
+    "val": (815585330, "sha256", "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
+    "test": (6646970404, "sha256", "c7908c3c9f94ba2f3340ebbeec58c25db6be8774f18d68c2f15d0e369d95baba"),
+    "unlabeled": (20126613414, "md5", "7ebc562819fdb32847aab79530457326"),
+}
+UNLISTED_PICTURES = {"test": 40_670, "unlabeled": 123_403}  # COCO's numbers; no caption file lists these
+VOCABULARY_SIZE = 5000
+
+Where = dict[str, Path]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    started = time.monotonic()
+    options = parse_options(arguments)
+    where = locations(options.data or ("data/sample" if options.sample else paths["data"]))
+    source = Source(options.source, where["downloads"], keep=options.keep_archives)
+    if options.captions_only and not where["annotations"].is_dir():
+        raise UsageError(
+            f"{where['annotations']} is not there: --captions-only needs the caption files in it"
+        )
+    with disk_errors(), exclusive(where["data"] / ".lock"):
+        record = Record(where["processed"] / "record.json")
+        if options.sample:
+            draw_sample(where, record)
+        elif not options.captions_only:
+            download(options.splits, where, record, source)
+        train_the_tokenizer(where, record)
+        for split in PROCESSED_SPLITS:
+            if split in options.splits:
+                tokenize_the_captions(split, where, record)
+    if record.changed:
+        print(f"{where['data']} is ready, after {time.monotonic() - started:.1f} s")
+    else:
+        print(f"{where['data']}: everything is there and unchanged, nothing to do")
+    if options.check:
+        check_pictures([where[f"{split}_images"] for split in options.splits])
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    summary, _, usage = __doc__.partition("\n\n")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=summary, epilog=usage, formatter_class=layout)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sample", action="store_true", help="draw the sample data set")
+    what.add_argument(
+        "--source", metavar="URL_OR_DIR", default=COCO, help="where the archives lie (%(default)s)"
+    )
+    what.add_argument("--captions-only", action="store_true", help="no pictures; the caption files are there")
+    parser.add_argument(
+        "--data", metavar="DIR", help="data root (default: COCO_ROOT, data/coco or data/sample)"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: all four)"
+    )
+    parser.add_argument("--keep-archives", action="store_true", help="do not remove downloads once unpacked")
+    parser.add_argument("--check", action="store_true", help="at the end decode every picture, list the bad")
+    options = parser.parse_args(arguments)
+    options.splits = [split for split in SPLITS if split in options.splits]  # each once, in one order
+    return options
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Section 1: download
+#
+# The captions come first, then each split's pictures: fetched, unpacked, proven whole, and noted in the
+# record with their number and size, so that the next run need only see whether these are the same.
+
+
+def draw_sample(where: Where, record: Record) -> None:
+    """Draws the sample data set, unless this version of the drawing is there and unchanged."""
+    drawing = [
+        digest(Path(__file__).with_name(name)) for name in ("sample_coco.py", "support/illustration.py")
+    ]
+    unchanged = [record.agrees(f"{split}_images", census(where[f"{split}_images"])) for split in SPLITS]
+    if record.agrees("drawing", drawing) and all(unchanged):
+        return
+    import sample_coco  # here, because it takes seconds to import and a second run need not wait for them
+
+    sample_coco.draw(where["data"])
+    for split in SPLITS:
+        note_pictures(split, where, record)
+    record.note("drawing", drawing)
+
+
+def download(splits: list[str], where: Where, record: Record, source: Source) -> None:
+    """Brings the caption files and the splits' pictures, as far as they are not there."""
+    pins = PINS if source.address == COCO else {}
+    if not captions_are_there(splits, where, record):
+        # Pictures that the user unpacked himself can be judged once the captions, which list them, are there.
+        empty = [split for split in splits if not census(where[f"{split}_images"])[0]]
+        require_archives(["annotations", *empty], splits, where, source)
+        wanted = re.compile(r"annotations/captions_(train|val)2017\.json")  # the others stay in the archive,
+        source.unpack(
+            ARCHIVES["annotations"], wanted, where["annotations"], pins.get("annotations")
+        )  # and it here
+        if not captions_are_there(splits, where, record):
+            raise UsageError(
+                f"{source.address}{ARCHIVES['annotations']} lacks a whole caption file: name another --source"
+            )
+    lacking = [split for split in splits if not pictures_are_there(split, where, record, official=bool(pins))]
+    require_archives(lacking, splits, where, source)
+    for split in lacking:
+        wanted = re.compile(rf"{split}2017/[0-9]{{12,18}}\.jpg")
+        source.unpack(ARCHIVES[split], wanted, where[f"{split}_images"], pins.get(split))
+        note_pictures(split, where, record)
+        source.discard(ARCHIVES[split])
+
+
+def captions_are_there(splits: list[str], where: Where, record: Record) -> bool:
+    """Whether the caption files are there and whole; train's always, the tokenizer learns from it."""
+    files = [where[f"{split}_captions"] for split in CAPTIONED_SPLITS if split in {"train", *splits}]
+    if not all(file.is_file() for file in files):
+        return False
+    for file in files:
+        size = file.stat().st_size
+        if not record.agrees(file.name, size):
+            if not captions_are_whole(file):
+                return False
+            record.note(file.name, size)
+    return True
+
+
+def pictures_are_there(split: str, where: Where, record: Record, official: bool) -> bool:
+    """Whether a split's pictures are there and whole, unpacked by us or by the user.
+
+    That there is a folder says nothing: an interrupted unzip leaves some of the files, the last one cut.
+    """
+    folder = where[f"{split}_images"]
+    found = census(folder)
+    if not found[0] or record.agrees(f"{split}_images", found):
+        return found[0] > 0
+    ids = picture_ids(folder)
+    if split in CAPTIONED_SPLITS:
+        listed = read_captions(where[f"{split}_captions"]).image_ids
+        complete = bool(listed) and set(listed) <= set(ids)
+    else:
+        complete = official and len(ids) >= UNLISTED_PICTURES[split]
+    if not complete or any(is_cut(folder / image_name(image_id)) for image_id in ids):
+        return False
+    note_pictures(split, where, record)
+    return True
+
+
+def require_archives(parts: list[str], splits: list[str], where: Where, source: Source) -> None:
+    """Looks, before the first byte, whether the archives are there, and room for them and what they hold."""
+    folders = {part: where["annotations" if part == "annotations" else f"{part}_images"] for part in parts}
+    try:
+        source.require_room({ARCHIVES[part]: folder for part, folder in folders.items()})
+    except UsageError as error:
+        others = [split for split in splits if ARCHIVES[split] not in str(error)]
+        dispensable = any(ARCHIVES[split] in str(error) for split in UNLISTED_PICTURES)
+        way_out = f"leave it out with --splits {' '.join(others)}" if dispensable else "name another --source"
+        raise UsageError(f"{error}: {way_out}") from None
+
+
+def note_pictures(split: str, where: Where, record: Record) -> None:
+    number, size = census(where[f"{split}_images"])
+    record.note(f"{split}_images", [number, size])
+    print(f"{split}: {number:,} pictures, {size / 1e6:,.0f} MB")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Section 2: train the tokenizer
+
+
+def train_the_tokenizer(where: Where, record: Record) -> None:
+    """Trains byte pair encoding on the training captions, unless a tokenizer of these captions is there."""
+    captions, tokenizer = where["train_captions"], where["tokenizer"]
+    made_from = {"captions": digest_of_captions(captions), "vocabulary_size": VOCABULARY_SIZE}
+    if tokenizer.is_file() and record.agrees("tokenizer", made_from | {"file": digest(tokenizer)}):
+        return
+    from support.tokenizer import train_tokenizer
+
+    train_captions = [caption for _, caption in read_captions(captions).captions]
+    if not train_captions:
+        raise UsageError(f"{captions} holds no caption, and the tokenizer is trained on them")
+    trained = train_tokenizer(train_captions, VOCABULARY_SIZE)
+    with replacing(tokenizer) as temporary:
+        temporary.write_text(trained.to_str(), encoding="utf-8")
+    record.note("tokenizer", made_from | {"file": digest(tokenizer)})
+    print(f"tokenizer: {trained.get_vocab_size():,} pieces from {len(train_captions):,} captions")
+
+
+def digest_of_captions(path: Path) -> str:
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not there: put it there, run without --captions-only, or change --splits"
+        )
+    return digest(path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Section 3: tokenize the captions
+
+
+def tokenize_the_captions(split: str, where: Where, record: Record) -> None:
+    """Writes a split's structures, unless they are there and made from the same pictures and captions."""
+    made_from = {"pictures": census(where[f"{split}_images"])}
+    files = [where[f"{split}_image_ids"]]
+    if split in CAPTIONED_SPLITS:
+        made_from["captions"] = digest_of_captions(where[f"{split}_captions"])
+        made_from["tokenizer"] = digest(where["tokenizer"])
+        files += [where[f"{split}_im2capts"], where[f"{split}_tokenized"]]
+    elif not made_from["pictures"][0]:
+        return  # --captions-only: there may be no pictures to list
+
+    def done() -> dict:
+        return made_from | {"bytes": [file.stat().st_size if file.exists() else 0 for file in files]}
+
+    if record.agrees(split, done()):
+        return
+    pictures = picture_ids(where[f"{split}_images"])
+    structures = caption_structures(split, where, pictures) if split in CAPTIONED_SPLITS else [pictures]
+    for structure, file in zip(structures, files):
+        save(structure, file)
+    record.note(split, done())
+
+
+def caption_structures(split: str, where: Where, pictures: list[int]) -> Sequence[list]:
+    """A split's three structures.
+
+    Args:
+        split: train or val.
+        where: the file locations.
+        pictures: ids of the pictures that are there, ascending; where none is, the caption file says which.
+
+    Returns:
+        The picture ids; `(image_id, [captions])` for each of them; `{"caption": [ids], "image_id": id}` for
+        each caption, whole, from <SOS> to <EOS>.
+    """
+    from support.tokenizer import load_tokenizer
+
+    read = read_captions(where[f"{split}_captions"])
+    pictures = pictures or read.image_ids
+    im2capts: dict[int, list[str]] = {image_id: [] for image_id in pictures}
+    kept = [(image_id, caption) for image_id, caption in read.captions if image_id in im2capts]
+    for image_id, caption in kept:
+        im2capts[image_id].append(caption)
+    tokenizer, tokenized = load_tokenizer(where["tokenizer"]), []
+    for start in range(0, len(kept), 10_000):  # an encoding holds far more than the ids that we keep
+        batch = kept[start : start + 10_000]
+        encodings = tokenizer.encode_batch_fast([caption for _, caption in batch])
+        tokenized += [
+            {"caption": code.ids, "image_id": image_id} for code, (image_id, _) in zip(encodings, batch)
+        ]
+    print(f"{split}: {len(pictures):,} pictures, {len(kept):,} captions")
+    report_losses(split, read, im2capts)
+    return pictures, list(im2capts.items()), tokenized
+
+
+def report_losses(split: str, read: Captions, im2capts: dict[int, list[str]]) -> None:
+    """Says what the caption file holds that is not used."""
+    losses = {
+        "captions are blank; they are of the pictures": read.blank,
+        "captions are of pictures that are not there": [i for i, _ in read.captions if i not in im2capts],
+        "pictures are listed but not there": [i for i in read.image_ids if i not in im2capts],
+    }
+    for what, ids in losses.items():
+        if ids:
+            print(f"{split}: {len(ids):,} {what}: {', '.join(map(str, ids[:5]))}{' ...' * (len(ids) > 5)}")
+
+
+def save(structure: list, path: Path) -> None:
+    import torch  # here, because it takes seconds to import and a second run need not wait for them
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(structure, file)
+
+
+if __name__ == "__main__":
+    run(main)

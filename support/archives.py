@@ -1,0 +1,202 @@
+"""Unpacking zip archives that nobody vouches for: looked through first, then written beside, then renamed.
+
+A folder appears under its name only when every wanted file in it is whole.  A process that is killed half-way
+leaves `NAME.partial`; the next one keeps those files that have the right size and CRC, and writes the others.
+"""
+
+import os
+import shutil
+import stat
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from re import Pattern
+
+from tqdm import tqdm
+
+from support import interrupts
+from support.errors import RunError, UsageError
+from support.files import require_space
+
+BLOCK = 1 << 20  # bytes read at a time
+MOST_RATIO = 200  # unpacked to packed; caption files reach about 5, deflate could reach 1,032
+HARMLESS = 1 << 20  # bytes that may come of any ratio
+LOCAL_HEADER = 30  # bytes before a member's name and data
+
+
+class BadArchiveError(UsageError):
+    """An archive that is damaged, or that tries something."""
+
+
+def wanted_members(archive: Path, pattern: Pattern[str]) -> list[zipfile.ZipInfo]:
+    """The members whose whole name matches `pattern`; nothing is written.
+
+    Raises:
+        BadArchiveError: it is no whole zip archive, or a member, wanted or not, looks hostile: a name that
+            leads elsewhere, a link, one name twice, data that overlap, far more bytes than were packed.
+    """
+    with _opened(archive) as file:
+        members = file.infolist()
+    seen: set[str] = set()
+    for member in members:
+        _check_name(archive, member)
+        name = member.filename.rstrip("/").casefold()  # one file on disks that ignore case
+        if name in seen:
+            raise BadArchiveError(f"{archive}: {member.filename!r} is there twice")
+        seen.add(name)
+    _check_overlaps(archive, members)
+    wanted = [member for member in members if pattern.fullmatch(member.filename)]
+    _check_content(archive, wanted)
+    names = {base_name(member) for member in wanted}
+    if len(names) < len(wanted):
+        raise BadArchiveError(f"{archive}: two folders hold files of one name")
+    return wanted
+
+
+def extract(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
+    """Brings `members` into `folder`, each by its base name; files that are there and whole are kept.
+
+    Other files in `folder` stay as they are.  Each member is read to its end, so that its CRC is checked.
+
+    Args:
+        archive: the zip archive.
+        members: what `wanted_members` gave.
+        folder: where they go; a new folder appears whole, by one rename.
+
+    Raises:
+        BadArchiveError: a member is damaged.
+        RunError: the disk has no room.
+        OSError: the folder cannot be written.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    missing = [member for member in members if not is_whole(folder / base_name(member), member)]
+    if missing:
+        partial.mkdir(parents=True, exist_ok=True)
+        _remove_strangers(partial, {base_name(member) for member in missing})
+        unpacked = sum(file.stat().st_size for file in partial.iterdir())
+        needed = sum(member.file_size for member in missing) - unpacked
+        require_space(folder.parent, needed, f"unpacking {archive.name}")
+        _write(archive, missing, partial)
+    if partial.exists() and not folder.exists():
+        os.replace(partial, folder)
+    elif missing:
+        for member in missing:
+            os.replace(partial / base_name(member), folder / base_name(member))
+        partial.rmdir()
+    for member in members:
+        path = folder / base_name(member)
+        if path.stat().st_size != member.file_size:
+            raise RunError(f"{path} has changed since it was unpacked: does another program write here?")
+
+
+def base_name(member: zipfile.ZipInfo) -> str:
+    """A member's name without its folders."""
+    return PurePosixPath(member.filename).name
+
+
+def is_whole(path: Path, member: zipfile.ZipInfo) -> bool:
+    """Whether the file has the size and the CRC-32 that the archive says."""
+    interrupts.check()
+    if not path.is_file() or path.stat().st_size != member.file_size:
+        return False
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc == member.CRC
+
+
+def _write(archive: Path, members: list[zipfile.ZipInfo], partial: Path) -> None:
+    """Writes those members that are not yet whole in `partial`."""
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
+    with _opened(archive) as file:
+        for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file", mininterval=interval):
+            path = partial / base_name(member)
+            if is_whole(path, member):
+                continue
+            with open(path, "wb") as target:
+                for block in _blocks(archive, file, member):
+                    target.write(block)
+    os.sync()  # once for all files, before a name says that they are whole
+
+
+def _blocks(archive: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """A member's bytes; zipfile stops at the size that was announced, and at the end checks the CRC."""
+    count = 0
+    with _reading(archive), file.open(member) as source:
+        while block := source.read(BLOCK):
+            count += len(block)
+            yield block
+    if count != member.file_size:
+        raise BadArchiveError(
+            f"{archive}: {member.filename!r} ends after {count:,} of {member.file_size:,} bytes"
+        )
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    with _reading(archive):
+        file = zipfile.ZipFile(archive)
+    with file:
+        yield file
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """Turns all that zipfile raises on damaged bytes into one error."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UsageError(f"{archive} is not there") from None
+    except PermissionError:
+        raise UsageError(f"{archive} may not be read by this user") from None
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError,
+        NotImplementedError, RuntimeError, ValueError, OverflowError,
+    ) as error:  # fmt: skip
+        raise BadArchiveError(f"{archive} is not a whole zip archive ({error}): fetch it again") from None
+
+
+def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:
+    # orig_filename: zipfile itself cuts a name at a NUL byte and, on some systems, changes separators
+    name = member.orig_filename
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
+        raise BadArchiveError(f"{archive}: the name {name!r} leads out of its folder: nothing was unpacked")
+    kind = stat.S_IFMT(member.external_attr >> 16)  # zero where the archive was not made on Unix
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise BadArchiveError(f"{archive}: {name!r} is a link or a device: nothing was unpacked")
+
+
+def _check_overlaps(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Members that share bytes are how a small archive becomes a large one without a large ratio."""
+    end, last = 0, ""
+    for member in sorted(members, key=lambda member: member.header_offset):
+        if member.header_offset < end:
+            raise BadArchiveError(f"{archive}: {member.filename!r} overlaps {last!r}: nothing was unpacked")
+        name_length = len(member.orig_filename)  # at least; in bytes it may be more
+        end, last = member.header_offset + LOCAL_HEADER + name_length + member.compress_size, member.filename
+    if end > archive.stat().st_size:
+        raise BadArchiveError(f"{archive}: {last!r} goes on behind the archive's end: fetch it again")
+
+
+def _check_content(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    for member in members:
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadArchiveError(f"{archive}: {member.filename!r} is encrypted, or packed in an unusual way")
+    packed, unpacked = archive.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > max(HARMLESS, MOST_RATIO * packed):
+        raise BadArchiveError(
+            f"{archive} would grow from {packed:,} to {unpacked:,} bytes, as bombs do: nothing was unpacked"
+        )
+
+
+def _remove_strangers(folder: Path, names: set[str]) -> None:
+    """What an earlier attempt at another archive left."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

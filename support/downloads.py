@@ -1,0 +1,193 @@
+"""Downloads that end in the right bytes or in one clear line, however the connection, the server or we die.
+
+Bytes go to `NAME.part`, and `NAME.part.json` says of which version of the file they are (address, size,
+ETag).  The next call, in this process or a later one, asks for the rest only, and checks that this is what
+it gets.  `NAME` itself appears by a rename, complete and in agreement with its pin.
+
+One process at a time: the caller holds a lock (`support.files.exclusive`).
+"""
+
+import itertools
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from support import interrupts
+from support.connections import CHUNK, Again, check_status, open_session, persist, request, whole_number
+from support.errors import RunError
+from support.files import digest, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a file must be, known beforehand."""
+
+    size: int  # bytes
+    algorithm: str  # a name that hashlib knows
+    digest: str  # hexadecimal digits
+
+
+def download(url: str, destination: Path, pin: Pin | None = None, magic: bytes = b"PK") -> None:
+    """Fetches `url`, or the rest of it; a file that is already there is checked against the pin.
+
+    Args:
+        url: http or https; a redirect from https to http is refused.
+        destination: the file to make.
+        pin: the size and digest it must have, where they are known.
+        magic: how the file begins; a log-in page that a proxy sends in its place does not begin like that.
+
+    Raises:
+        UsageError: the server does not have it.
+        RunError: it could not be fetched, or is not what the pin says.
+    """
+    if destination.exists():
+        if pin and not _agrees(destination, pin):
+            raise RunError(f"{destination} is not the file at {url} (other bytes): remove it, run this again")
+        return
+    part = _Part(destination, url)
+    if not part.complete:
+        _fetch_all(part, pin, magic)
+    if pin and not _agrees(part.path, pin):
+        part.discard()
+        raise RunError(f"{url}: the bytes do not have the known {pin.algorithm}: removed, run this again")
+    part.finish()
+
+
+class _Part:
+    """The bytes that are here already, and of which version of the file they are."""
+
+    def __init__(self, destination: Path, url: str):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        self.destination, self.url = destination, url
+        self.path = destination.with_name(destination.name + ".part")
+        self.record = destination.with_name(destination.name + ".part.json")
+        self.version: dict[str, Any] = read_json(self.record, {})
+        self.wrong_ranges = 0
+        if self.version.get("url") != url or not self.path.exists():
+            self.discard()
+
+    @property
+    def have(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def complete(self) -> bool:
+        return self.have > 0 and self.have == self.version.get("size")
+
+    def discard(self) -> None:
+        self.version = {}
+        self.path.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
+
+    def begin(self, version: dict[str, Any]) -> None:
+        """From here on the bytes are of this version; those of another go first, so that no two mix."""
+        self.discard()
+        self.version = {"url": self.url} | version
+        write_json(self.record, self.version)
+
+    def finish(self) -> None:
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self.path, self.destination)
+        self.record.unlink(missing_ok=True)
+
+
+def _fetch_all(part: _Part, pin: Pin | None, magic: bytes) -> None:
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
+    with (
+        tqdm(desc=part.destination.name, unit="B", unit_scale=True, mininterval=interval) as bar,
+        open_session(part.url) as session,
+    ):
+        persist(lambda: _fetch(session, part, pin, magic, bar), part.url, progress=lambda: part.have)
+
+
+def _fetch(session: requests.Session, part: _Part, pin: Pin | None, magic: bytes, bar: tqdm) -> None:
+    """One request for what is missing; what arrives is kept even where the connection then breaks."""
+    start = part.have if part.wrong_ranges < 2 else 0  # then ask for everything
+    headers = {}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if validator := _validator(part.version):
+            headers["If-Range"] = validator  # "the rest of this version; or the whole of a newer one"
+    with request(session, "GET", part.url, headers) as response:
+        if response.status_code == 416:  # we have more than there is: it was another file
+            part.discard()
+            raise Again("the partial file does not fit the server's", wait=0)
+        check_status(response)
+        version, offset = _version(response)
+        if pin and version["size"] not in (None, pin.size):
+            raise RunError(
+                f"{part.url} has {version['size']:,} bytes, not the known {pin.size:,}: another file?"
+            )
+        if offset is None or offset not in (0, start):
+            part.wrong_ranges += 1
+            raise Again(f"asked for the bytes from {start:,} on, the server sent others", wait=0)
+        if offset and not _same(version, part.version):
+            part.discard()
+            raise Again("the file has changed on the server", wait=0)
+        _receive(response, part, version, offset, magic, bar)
+
+
+def _receive(
+    response: requests.Response, part: _Part, version: dict[str, Any], offset: int, magic: bytes, bar: tqdm
+) -> None:
+    """Writes the body after the first `offset` bytes; at offset 0 it replaces what is there."""
+    chunks = response.iter_content(CHUNK)
+    if offset == 0:
+        first = next(chunks, b"")
+        if not first:
+            raise Again("the server sent nothing")
+        if not first.startswith(magic[: len(first)]):  # looked at before what we have is given up for it
+            raise RunError(f"{part.url} does not send the file: is it a log-in or an error page?")
+        part.begin(version)
+        chunks = itertools.chain([first], chunks)
+    size, have = part.version["size"], offset
+    bar.total, bar.n = size, have
+    with open(part.path, "ab") as file:
+        for chunk in chunks:
+            interrupts.check()
+            have += len(chunk)
+            if size is not None and have > size:
+                break
+            file.write(chunk)
+            bar.update(len(chunk))
+    if size is None:  # sent without a length, and its end was marked
+        part.version["size"] = have
+    elif have > size:
+        part.discard()
+        raise Again(f"the server sent more than the {size:,} bytes that it said")
+    elif have < size:
+        raise Again(f"the connection ended after {have:,} of {size:,} bytes")
+
+
+def _version(response: requests.Response) -> tuple[dict[str, Any], int | None]:
+    """Which version of the file an answer is of, and its first byte's place (None: it does not say)."""
+    headers = response.headers
+    version = {"etag": headers.get("ETag"), "modified": headers.get("Last-Modified"), "size": None}
+    if response.status_code == 200:
+        return version | {"size": whole_number(headers.get("Content-Length"))}, 0
+    stated = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]+|\*)", headers.get("Content-Range", ""))
+    if not stated:
+        return version, None
+    return version | {"size": whole_number(stated[2])}, int(stated[1])
+
+
+def _same(version: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Nothing that both say differs."""
+    return all(None in (version[key], other.get(key)) or version[key] == other[key] for key in version)
+
+
+def _validator(version: dict[str, Any]) -> str | None:
+    """What If-Range may carry (RFC 9110, 13.1.5): a strong ETag, or the date."""
+    etag = version.get("etag")
+    return etag if etag and not etag.startswith("W/") else version.get("modified")
+
+
+def _agrees(path: Path, pin: Pin) -> bool:
+    return path.stat().st_size == pin.size and digest(path, pin.algorithm) == pin.digest

@@ -1,0 +1,137 @@
+"""Files that other processes may look at: replaced whole or not at all, one writer at a time."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support import interrupts
+from support.errors import RunError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to; at the end that file is on the disk under the name `path`.
+
+    A process killed in between leaves the old file as it was.  The temporary name is always the same, so the
+    next run overwrites what a killed one left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # or a power cut may forget the new name
+    os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """What the JSON file holds, or `default` where it is missing, damaged or of another type."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return default
+    return value if isinstance(value, type(default)) else default
+
+
+class Record:
+    """What is done, and how it looked when it was done: a JSON file that is kept up to date.
+
+    Args:
+        path: the file; a missing or damaged one is an empty record, and the work is looked at again.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: dict[str, Any] = read_json(path, {})
+        self.changed = False
+
+    def agrees(self, name: str, value: Any) -> bool:
+        """Whether the step is done, and looked like this when it was; `value` is what JSON can hold."""
+        return self.entries.get(name) == value
+
+    def note(self, name: str, value: Any) -> None:
+        """Writes down that the step is done."""
+        self.entries[name] = value
+        self.changed = True
+        write_json(self.path, self.entries)
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The file's digest in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What the system refuses (no space, no permission) as one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, for which a second process waits; the system frees that of a killed one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        yield  # a read-only data set: nothing can be written, so there is nothing to guard
+        return
+    try:
+        _wait_for(lock, path)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _wait_for(lock: int, path: Path) -> None:
+    told = False
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not told:
+                print(f"another process is at work here ({path}): waiting for it", flush=True)
+            told = True
+            interrupts.check()
+            time.sleep(0.1)
+        except OSError:  # a file system without locks; most are still used by one process at a time
+            return None
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raises `RunError` unless the disk under `folder`, which need not exist yet, has `needed` bytes free."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise RunError(
+            f"{what} needs {_gigabytes(needed)} free at {folder} and {_gigabytes(free)} are: "
+            "free some, or name a larger disk with --data"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,93 @@
+"""Looking through folders of pictures: how many, how large, and which cannot be read."""
+
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from support import interrupts
+from support.errors import RunError
+
+# COCO's names: the id in twelve digits, more where the id has more
+NAME = re.compile(r"([0-9]{12,18})\.jpg")
+END_OF_IMAGE = b"\xff\xd9"  # the last two bytes of a JPEG
+
+
+def census(folder: Path) -> list[int]:
+    """[number of pictures, their bytes]: what changes when a file is lost, added, cut or emptied."""
+    if not folder.is_dir():
+        return [0, 0]
+    sizes = [entry.stat().st_size for entry in os.scandir(folder) if NAME.fullmatch(entry.name)]
+    return [len(sizes), sum(sizes)]
+
+
+def picture_ids(folder: Path) -> list[int]:
+    """The ids of the pictures in a folder, ascending; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    names = (NAME.fullmatch(entry.name) for entry in os.scandir(folder))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a JPEG's end is missing, as in the file at which an unzip was interrupted.
+
+    Only a picture without the usual last bytes is decoded to see: some are whole and have bytes behind them.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2))
+        return file.read() != END_OF_IMAGE and trouble(path) is not None
+
+
+def trouble(path: Path) -> str | None:
+    """Why the picture cannot be read, or None; every pixel is decoded.
+
+    `Image.verify()` would pass a cut file, and damage inside often decodes to wrong colours without an error.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # decoders raise all kinds of errors
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
+
+
+def unreadable(paths: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Decodes every picture, on all cores, and yields those that cannot be read, each with the reason."""
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, held or not
+    pool = ProcessPoolExecutor(None, context, initializer=interrupts.ignore_in_worker)
+    try:
+        reasons: Iterable[str | None] = pool.map(trouble, paths, chunksize=16)
+        reasons = tqdm(reasons, total=len(paths), desc="checking", unit="picture", mininterval=interval)
+        for path, reason in zip(paths, reasons):
+            interrupts.check()
+            if reason:
+                yield path, reason
+    except BrokenExecutor as error:
+        raise RunError(f"a worker that checks pictures died ({error}): is there memory enough?") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_pictures(folders: list[Path]) -> None:
+    """Decodes every picture in the folders, and lists those that cannot be read.
+
+    Raises:
+        RunError: there are such.
+    """
+    paths = [folder / f"{image_id:012d}.jpg" for folder in folders for image_id in picture_ids(folder)]
+    bad = 0
+    for path, reason in unreadable(paths):
+        bad += 1
+        print(f"{path}: {reason}")
+    if bad:
+        raise RunError(f"{bad:,} of {len(paths):,} pictures cannot be read: remove them, and run this again")
+    print(f"all {len(paths):,} pictures can be read")

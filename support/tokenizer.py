@@ -1,0 +1,93 @@
+"""The tokenizer: byte pair encoding (Sennrich et al., 2016) on normalised text, with nothing lost on the way.
+
+    tokenizer = train_tokenizer(["A dog runs.", ...], vocabulary_size=5000)
+    ids = tokenizer.encode("A dog runs.").ids        # <SOS>, " a", " dog", " runs", ".", <EOS>
+    tokenizer.decode(ids)                            # "a dog runs."
+
+Normalised means: lower case, no accents, single blanks.  `decode(encode(text).ids)` is the normalised text,
+for every text: pieces are made of bytes, all 256 are in the vocabulary, and a word carries its blank.
+A tokenizer without a decoder gives "jo gg er running" for "jogger running", and BLEU then scores word pieces.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from support.errors import UsageError
+
+SPECIAL_TOKENS = PAD, SOS, EOS, UNK = "<PAD>", "<SOS>", "<EOS>", "<UNK>"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """Trains byte pair encoding on `texts`: the same texts in the same order give the same tokenizer.
+
+    Args:
+        texts: what the pieces are counted on.
+        vocabulary_size: the largest vocabulary, special tokens included; few texts give a smaller one.
+
+    Returns:
+        A tokenizer whose `encode` puts <SOS> first and <EOS> last, and whose `decode` leaves them out.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFD(),  # "é" becomes "e" and an accent, which StripAccents then drops
+            normalizers.Lowercase(),
+            normalizers.StripAccents(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    # Splits words, numbers and punctuation, so that "dog" and "dog." share a piece.  A word has its blank
+    # with it.  The first word is given one too, or "dog" at the start would be another word than later on.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(content=" ", left=1, right=0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        min_frequency=2,  # a piece seen once teaches nothing
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SOS} $A {EOS}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (SOS, EOS)],
+    )
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer file.
+
+    Raises:
+        UsageError: it is missing, damaged, or lacks a special token.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the tokenizer {path} ({error}): process_coco.py makes it") from None
+    return parse_tokenizer(text, str(path))
+
+
+def parse_tokenizer(text: str, name: str) -> Tokenizer:
+    """The tokenizer from `tokenizer.to_str()`, as a checkpoint keeps it; `name` is for the error message."""
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        # Errors of the Rust library are plain Exceptions, its panics are not even that.
+        raise UsageError(f"{name} is not a tokenizer ({error}): process_coco.py makes one") from None
+    missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise UsageError(
+            f"the tokenizer {name} lacks {' '.join(missing)}: process_coco.py makes one that has them"
+        )
+    # A caption that spells "<EOS>" has these five signs and does not end there.  No file keeps this switch.
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -378,6 +378,25 @@ def test_parts_go_by_the_names_that_unfreezing_needs():
     assert named == {id(parameter) for parameter in model.parameters()}
 
 
+# Mixed precision
+
+
+def test_everything_runs_in_mixed_precision():
+    """In autocast parts of the sum come in bfloat16, others in float32; scatter and cache want one type."""
+    autoencoders = [autoencoder(), autoencoder(decoder=ENCODER)]  # with and without a projection between
+    kept, masked = draw_masks(2)
+    model, images, tokens = captioner(), draw_images(2), torch.randint(3, VOCABULARY, (2, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        predictions = [each(images, kept, masked) for each in autoencoders]
+        logits = model(images, tokens)
+        found = generate(model, images)
+    for each, predicted in zip(autoencoders, predictions):
+        torch.testing.assert_close(predicted.float(), each(images, kept, masked), rtol=0, atol=0.1)
+    torch.testing.assert_close(logits.float(), model(images, tokens), rtol=0, atol=0.1)
+    for ours, theirs in zip(found, generate(model, images)):
+        assert ours[0].score == pytest.approx(theirs[0].score, abs=0.1)
+
+
 # Sizes that do not fit
 
 

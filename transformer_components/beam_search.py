@@ -193,8 +193,9 @@ def _extensions(beams: Beams, logits: Tensor, num_beams: int, end_token: int) ->
         Tokens (B, w, C) and their log-probabilities, -inf where there is no such candidate.
     """
     logits = logits.to(beams.log_probability.dtype)
-    logits = F.pad(logits, (0, max(0, num_beams - logits.shape[2])), value=float("-inf"))  # V at least W
-    top, tokens = logits.topk(num_beams)  # (B, w, W)
+    top, tokens = logits.topk(min(num_beams, logits.shape[2]))
+    missing = (0, num_beams - top.shape[2])  # where the vocabulary is smaller than W
+    top, tokens = F.pad(top, missing, value=float("-inf")), F.pad(tokens, missing)  # (B, w, W)
     log_probabilities = top - logits.logsumexp(dim=2, keepdim=True)
     impossible = (top == float("-inf")) | beams.finished[:, :, None]
     log_probabilities = log_probabilities.masked_fill(impossible, float("-inf"))

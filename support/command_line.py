@@ -1,0 +1,82 @@
+"""What every script's last line calls: runs `main`, and turns the way it ends into an exit code.
+
+0 done; 1 it failed while running; 2 wrong use; 130 and 143 stopped by SIGINT or SIGTERM.  Failures on purpose
+are one line on stderr.  A bug keeps its traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from support import interrupts
+from support.errors import RunError, UsageError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main` and exits with the code that says how it went."""
+    interrupts.install()
+    try:
+        main()
+        sys.stdout.flush()
+    except UsageError as error:
+        _leave(2, f"error: {error}")
+    except RunError as error:
+        _leave(1, f"failed: {error}")
+    except interrupts.Interrupted as interruption:
+        _leave(128 + interruption.signum, f"stopped by {interruption}")
+    except BrokenPipeError:  # the reader of our output went away: `python caption.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """`--sample` and `--out`: which data set's checkpoints, or which folder's."""
+    parser.add_argument(
+        "--sample", action="store_true", help="the drawn sample data set and its small models"
+    )
+    parser.add_argument("--out", metavar="DIR", help="root of the checkpoints (default: checkpoints/)")
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """The options that both training scripts share."""
+    add_place_options(parser)
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="default: the YAML at the root, or the sample's"
+    )
+    parser.add_argument("--data", metavar="DIR", help="root of the data (default: COCO_ROOT or data/coco)")
+    parser.add_argument(
+        "-s",
+        "--subset",
+        metavar="FRACTION",
+        type=fraction,
+        default=1.0,
+        help="train on this part of the pictures",
+    )
+    parser.add_argument("--epochs", metavar="N", type=positive_int, help="stop when N are completed in all")
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction above 0 and at most 1")
+    return value
+
+
+def _leave(code: int, message: str) -> None:
+    one_line = " ".join(message.split())
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -4,8 +4,12 @@ No other module spells out a folder or a file name.  `paths["val_images"]` is th
 pictures, `paths["tokenizer"]` the trained tokenizer, and so on; `sorted(paths)` lists them all.
 """
 
+import argparse
 import os
 from pathlib import Path
+
+# The folder of this file, seen from where the command was called: "." at the root of the repository.
+ROOT = Path(os.path.relpath(Path(__file__).resolve().parent))
 
 SPLITS = ("train", "val", "test", "unlabeled")
 CAPTIONED_SPLITS = ("train", "val")
@@ -13,7 +17,9 @@ PROCESSED_SPLITS = ("train", "val", "unlabeled")
 
 
 def locations(
-    data: str | Path = "data/coco", checkpoints: str | Path = "checkpoints", recipe: str | Path = "."
+    data: str | Path = ROOT / "data" / "coco",
+    checkpoints: str | Path = ROOT / "checkpoints",
+    recipe: str | Path = ROOT,
 ) -> dict[str, Path]:
     """Every file location for one data set, one folder of checkpoints and one recipe.
 
@@ -46,9 +52,20 @@ def locations(
     return found
 
 
+def chosen(options: argparse.Namespace) -> dict[str, Path]:
+    """Every file location for a script's options `--sample`, `--data` and `--out`, those that it has."""
+    sample = getattr(options, "sample", False)
+    data = ROOT / "data" / "sample" if sample else os.environ.get("COCO_ROOT", ROOT / "data" / "coco")
+    checkpoints = ROOT / "checkpoints" / "sample" if sample else ROOT / "checkpoints"
+    recipe = ROOT / "recipes" / "sample" if sample else ROOT
+    return locations(
+        getattr(options, "data", None) or data, getattr(options, "out", None) or checkpoints, recipe
+    )
+
+
 def image_name(image_id: int) -> str:
     """COCO's file name of a picture: its id in twelve digits."""
     return f"{image_id:012d}.jpg"
 
 
-paths = locations(os.environ.get("COCO_ROOT", "data/coco"))
+paths = locations(os.environ.get("COCO_ROOT", ROOT / "data" / "coco"))

@@ -1,0 +1,74 @@
+"""One process or many: the few facts and sums that a training script needs under `torchrun`.
+
+Started plainly, everything here is a no-op and `world_size()` is 1, so the scripts have one code path.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for another one fails instead of hanging
+
+
+def rank() -> int:
+    """This process's number, from 0; 0 in a plain run."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes take part; 1 in a plain run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Joins the group that `torchrun` set up, if it did; leaves it at the end.  Yields the device to use."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield device
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all processes, in every process.  Works in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise maximum of `values` over all processes, in every process.  Works in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+    return values
+
+
+def gathered(item: object) -> list:
+    """Every process's `item`, in the order of ranks, in every process."""
+    if world_size() == 1:
+        return [item]
+    items: list = [None] * world_size()
+    distributed.all_gather_object(items, item)
+    return items
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if world_size() > 1:
+        distributed.barrier()

@@ -1,0 +1,31 @@
+"""What a run tells: one line an epoch for the reader, one JSON line an epoch for programs (`log.jsonl`)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_log(path: Path, history: list[dict[str, Any]]) -> None:
+    """Writes the history, one JSON object a line.
+
+    The whole file is written anew and renamed into place: after a resume from an earlier checkpoint it holds
+    that run's epochs and no others.
+    """
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
+    """One epoch in a line: `epoch  3/12 | train 1.2345 | val 1.3456 | BLEU-4 61.20 | rate 1.0e-04 | ...`."""
+    parts = [f"epoch {entry['epoch']:3d}/{total_epochs}"]
+    parts.append(f"train {entry['train_loss']:.4f}")
+    parts.append(f"val {entry['val_loss']:.4f}")
+    if entry.get("bleu4") is not None:
+        parts.append(f"BLEU-4 {100 * entry['bleu4']:.2f}")
+    parts.append(f"rate {entry['learning_rate']:.1e}")
+    parts.append(f"{entry['samples_per_second']:.0f} {unit}/s, {entry['seconds']:.0f} s")
+    if entry["skipped_steps"]:
+        parts.append(f"{entry['skipped_steps']} steps skipped")
+    return " | ".join(parts)

@@ -1,0 +1,195 @@
+"""Captions your own pictures with a trained captioner.
+
+    python caption.py -c last my_picture.jpg              one picture, or many, or folders of them
+    python caption.py -c checkpoint30.pt --beams 1 photos/
+    python caption.py -c last --json photos/ > captions.json
+
+A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt from it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+
+from coco_loader import ImgFirstDataset, load_image
+from image_captioner import build_captioner
+from image_transforms import EvaluationTransform, normalize
+from paths import chosen, image_name
+from support import checkpoints, command_line, interrupts
+from support.configuration import config_from_dict
+from support.devices import autocast, choose_precision
+from support.errors import RunError, UsageError
+from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer
+from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
+
+BATCH_SIZE = 16  # pictures captioned at once
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass
+class Captioner:
+    """A model with all that it takes to caption a picture."""
+
+    model: TransformerEncoderDecoder
+    tokenizer: Tokenizer
+    transform: EvaluationTransform
+    options: BeamSearchOptions
+    device: torch.device
+    precision: torch.dtype
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.token_to_id(PAD)
+
+    def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The best caption of each picture, of whatever size and mode."""
+        images = torch.stack([self.transform(picture) for picture in pictures])  # (B, 3, H, W) uint8
+        return [self.text(best) for best, *_ in self.decode(images)]
+
+    def decode(self, images: torch.Tensor) -> list[list[Hypothesis]]:
+        """Beam search on transformed pictures (B, 3, H, W) uint8; each one's best hypothesis first."""
+        images = normalize(images.to(self.device))
+        with autocast(self.device, self.precision):
+            return self.model.generate(
+                images,
+                self.options,
+                start_token=self.tokenizer.token_to_id(SOS),
+                end_token=self.tokenizer.token_to_id(EOS),
+                forbidden_tokens=[self.tokenizer.token_to_id(token) for token in (PAD, SOS, UNK)],
+            )
+
+    def text(self, hypothesis: Hypothesis) -> str:
+        """The words of a hypothesis."""
+        return self.tokenizer.decode(hypothesis.tokens)
+
+
+def new_captioner(contents: dict[str, Any], device: torch.device) -> Captioner:
+    """A captioner of the shape that a checkpoint's contents describe, its weights still random."""
+    config, shape = contents["config"], contents["encoder"]
+    tokenizer = parse_tokenizer(contents["tokenizer"], "the checkpoint's tokenizer")
+    model = build_captioner(
+        image_size=shape["image_size"],
+        patch_size=shape["patch_size"],
+        encoder=config_from_dict(shape["encoder"], StackConfig, "the checkpoint's encoder"),
+        decoder=config_from_dict(config["decoder"], StackConfig, "the checkpoint's decoder"),
+        vocabulary_size=tokenizer.get_vocab_size(),
+        context_length=config["context_length"],
+        tie_embeddings=config["tie_embeddings"],
+    )
+    return Captioner(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        transform=EvaluationTransform(shape["image_size"]),
+        options=BeamSearchOptions(
+            max_length=config["context_length"],
+            num_beams=config["num_beams"],
+            length_alpha=config["length_alpha"],
+        ),
+        device=device,
+        precision=choose_precision(config["precision"], device),
+    )
+
+
+def captioner_from_state(
+    state: dict[str, Any], device: torch.device, num_beams: int | None = None
+) -> Captioner:
+    """The captioner whose checkpoint holds `state`, ready to use; `num_beams` replaces the checkpoint's."""
+    captioner = new_captioner(state, device)
+    if num_beams is not None:
+        captioner.options = replace(captioner.options, num_beams=num_beams)
+    captioner.model.load_state_dict(state["model"])
+    captioner.model.eval()
+    return captioner
+
+
+def load_captioner(checkpoint: str | Path, device: str | torch.device = "cpu") -> Captioner:
+    """Rebuilds a captioner from its checkpoint file alone.
+
+    Raises:
+        UsageError: there is no such file, it is damaged, or it is not a captioner's.
+    """
+    return captioner_from_state(checkpoints.load(Path(checkpoint), "captioner"), torch.device(device))
+
+
+def show_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> None:
+    """Prints the captions of a data set's first pictures: always the same ones, to watch them change."""
+    items = [dataset[index] for index in range(min(count, len(dataset)))]
+    decoded = captioner.decode(torch.stack([item.image for item in items]))
+    for item, (best, *_) in zip(items, decoded):
+        print(f"    {image_name(item.image_id)}: {captioner.text(best)}")
+
+
+def find_pictures(places: Sequence[str]) -> list[Path]:
+    """The pictures named, and those lying in the folders named, in order of name."""
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+            if not inside:
+                raise UsageError(
+                    f"{place}: no pictures in this folder ({', '.join(sorted(PICTURE_SUFFIXES))})"
+                )
+            found += inside
+        elif place.exists():
+            found.append(place)
+        else:
+            raise UsageError(f"{place}: no such picture or folder")
+    return found
+
+
+def read_pictures(
+    places: Sequence[Path], transform: EvaluationTransform
+) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Each readable picture, transformed; an unreadable one is named on stderr and left out."""
+    for place in places:
+        try:
+            yield place, transform(load_image(place))
+        except (RunError, UsageError) as error:
+            print(f"caption.py: {error}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Caption pictures.")
+    parser.add_argument(
+        "-c", dest="checkpoint", metavar="CKPT", required=True, help="a path, a name, or `last`"
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER")
+    parser.add_argument(
+        "--beams", type=command_line.positive_int, help="1 is greedy; default: the checkpoint's"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list of {picture, caption, score}")
+    command_line.add_place_options(parser)
+    options = parser.parse_args(arguments)
+
+    places = find_pictures(options.pictures)
+    folder = chosen(options)["captioner_checkpoints"]
+    _, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    captioner = captioner_from_state(state, device, options.beams)
+
+    results = []
+    pictures = read_pictures(places, captioner.transform)
+    while batch := [picture for picture, _ in zip(pictures, range(BATCH_SIZE))]:
+        interrupts.check()
+        decoded = captioner.decode(torch.stack([image for _, image in batch]))
+        for (place, _), (best, *_) in zip(batch, decoded):
+            result = {"picture": str(place), "caption": captioner.text(best), "score": best.score}
+            results.append(result)
+            if not options.json:
+                print(f"{place}: {result['caption']}", flush=True)
+    if options.json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))
+    if len(results) < len(places):
+        raise UsageError(f"{len(places) - len(results)} of {len(places)} pictures could not be read")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,249 @@
+"""Whole training runs on tiny data: exact resume, what is stepped on, and what the figures mean."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import train_captioner
+from support import interrupts
+from support.errors import RunError, UsageError
+from support.training import Trainer
+from tests.training_cases import (
+    STACK,
+    record_steps,
+    state_of,
+    train_captions,
+    train_mae,
+    write_config,
+)
+
+
+def assert_same(first, second, key="state"):
+    """Equal to the last bit, whatever the nesting."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), key
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), key
+        for name in first:
+            assert_same(first[name], second[name], f"{key}.{name}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), key
+        for number, (left, right) in enumerate(zip(first, second)):
+            assert_same(left, right, f"{key}[{number}]")
+    else:
+        assert first == second, key
+
+
+@pytest.fixture
+def run(make_tiny_coco, tmp_path):
+    """Runs a stage's script on a tiny data set: run(stage, out, *options, **changes to the YAML)."""
+    paths = make_tiny_coco(train=10, val=4, unlabeled=3)
+    train_mae(paths["data"], tmp_path / "first", write_config(tmp_path, "mae_config.yaml"), "--epochs", "1")
+    encoder = str(tmp_path / "first" / "encoder" / "checkpoint1.pt")
+
+    def start(stage: str, out: str, *options: str, **changes) -> None:
+        if stage == "encoder":
+            config = write_config(tmp_path, "mae_config.yaml", **changes)
+            return train_mae(paths["data"], tmp_path / out, config, *options)
+        config = write_config(tmp_path, "captioner_config.yaml", **{"unfreeze_start_epoch": 2} | changes)
+        fresh = () if "-c" in options else ("-p", encoder)
+        return train_captions(paths["data"], tmp_path / out, config, *fresh, *options)
+
+    return start
+
+
+@pytest.mark.parametrize("stage", ["encoder", "captioner"])
+def test_two_epochs_and_one_more_equal_three_in_one_go(run, stage, tmp_path):
+    run(stage, "whole", "--epochs", "3")
+    run(stage, "parts", "--epochs", "2")
+    run(stage, "parts", "-c", "last", "--epochs", "3")
+    assert_same(state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "stops"),
+    [
+        ("encoder", {"accumulation_steps": 1}, [1, 2]),
+        ("encoder", {"accumulation_steps": 3}, [3, 1, 1]),
+        ("captioner", {"accumulation_steps": 2}, [5, 6]),
+    ],
+)
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
+    run, stage, changes, stops, tmp_path, monkeypatch
+):
+    """Also on the second and third resume, and with loader workers in some parts and none in others."""
+    expected = record_steps(monkeypatch)
+    run(stage, "whole", "--epochs", "2", **changes)
+    monkeypatch.undo()
+    losses = []
+    for number, stop in enumerate([*stops, None]):
+        part = record_steps(monkeypatch, stop)
+        options = ["--epochs", "2", *(["-c", "last"] if number else [])]
+        workers = {"num_workers": number % 2}
+        if stop is None:
+            run(stage, "parts", *options, **changes, **workers)
+        else:
+            with pytest.raises(interrupts.Interrupted):
+                run(stage, "parts", *options, **changes, **workers)
+        losses += part
+        monkeypatch.undo()
+    assert losses == expected
+    whole, parts = state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage)
+    whole["config"].pop("num_workers"), parts["config"].pop("num_workers")
+    assert_same(whole, parts)
+
+
+def test_a_stop_during_validation_keeps_the_epoch_that_was_trained(run, tmp_path, monkeypatch):
+    def stopped(trainer):
+        monkeypatch.setattr(interrupts, "_received", 15)
+        interrupts.check()
+
+    run("encoder", "whole", "--epochs", "1")
+    monkeypatch.setattr(Trainer, "validate", stopped)
+    with pytest.raises(interrupts.Interrupted):
+        run("encoder", "parts", "--epochs", "1")
+    monkeypatch.undo()
+    run("encoder", "parts", "-c", "last", "--epochs", "1")
+    assert_same(state_of(tmp_path / "whole", "encoder"), state_of(tmp_path / "parts", "encoder"))
+
+
+def test_accumulated_captions_of_uneven_length_give_the_gradient_of_the_whole_batch(run, tmp_path):
+    """A mean of micro-batch means would weight the tokens of short captions too high."""
+    plain = {"batch_size": 5, "learning_rate": 1e-2, "decoder": STACK, "gradient_clip": None}  # no dropout
+    run("captioner", "one", "--epochs", "1", accumulation_steps=1, **plain)
+    run("captioner", "many", "--epochs", "1", accumulation_steps=4, **plain)
+    one, many = state_of(tmp_path / "one", "captioner"), state_of(tmp_path / "many", "captioner")
+    for key, history in ((k, one["progress"]["history"][0][k]) for k in ("train_loss", "val_loss")):
+        assert history == pytest.approx(many["progress"]["history"][0][key], rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatch, capsys):
+    original = Trainer._step
+
+    def poisoned(trainer, batches):
+        loss_fn = trainer.loss_fn
+
+        def nan_loss(batch):
+            loss, weight = loss_fn(batch)
+            if trainer.progress.step == 1:
+                loss = (
+                    loss * math.nan if bad == "loss" else loss + torch.sqrt(loss * 0)
+                )  # d sqrt(0) is infinite
+            return loss, weight
+
+        trainer.loss_fn = nan_loss
+        try:
+            return original(trainer, batches)
+        finally:
+            trainer.loss_fn = loss_fn
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    run("encoder", "out", "--epochs", "1", learning_rate=1e-3)
+    state = state_of(tmp_path / "out", "encoder")
+    steps = -(-13 // 6)
+    assert state["progress"]["updates"] == steps - 1, "the schedule must not move on a step that was skipped"
+    assert state["progress"]["history"][0]["skipped_steps"] == 1
+    assert math.isfinite(state["progress"]["history"][0]["train_loss"])
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    message = capsys.readouterr().err
+    assert "epoch 1, step 2" in message
+    assert "images [" in message
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run_and_leave_a_good_checkpoint(run, tmp_path, monkeypatch):
+    original = Trainer._mean_gradient
+    monkeypatch.setattr(Trainer, "_mean_gradient", lambda *given: original(*given) * math.nan)
+    with pytest.raises(RunError, match="3 steps in a row"):
+        run("encoder", "out", "--epochs", "2", max_bad_steps=3)
+    state = state_of(tmp_path / "out", "encoder")
+    assert state["progress"]["updates"] == 0
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_the_validation_loss_is_the_mean_over_all_tokens(run, tmp_path, make_tiny_coco):
+    """Validation ran other code than training in the public original, and averaged over batches."""
+    run("captioner", "small", "--epochs", "1", learning_rate=1e-9, min_learning_rate=0.0, batch_size=3)
+    run("captioner", "large", "--epochs", "1", learning_rate=1e-9, min_learning_rate=0.0, batch_size=20)
+    small, large = (
+        state_of(tmp_path / out, "captioner")["progress"]["history"][0] for out in ("small", "large")
+    )
+    assert small["val_loss"] == pytest.approx(large["val_loss"], rel=1e-5)
+    assert small["train_loss"] != small["val_loss"]
+
+
+def test_validation_masks_are_the_same_every_time(run, tmp_path):
+    run("encoder", "out", "--epochs", "2", learning_rate=1e-30, min_learning_rate=0.0, weight_decay=0.0)
+    first, second = state_of(tmp_path / "out", "encoder")["progress"]["history"]
+    assert first["val_loss"] == second["val_loss"]
+    assert first["train_loss"] != second["train_loss"]
+
+
+def test_groups_are_unfrozen_from_the_top_one_an_epoch_at_decaying_rates(run, tmp_path):
+    run("captioner", "out", "--epochs", "4", learning_rate=1e-3, layer_decay=0.7, batch_size=50)
+    before = torch.load(tmp_path / "first" / "encoder" / "checkpoint1.pt", weights_only=True)["model"]
+    before = {name: value for name, value in before.items() if name.startswith("encoder.")}
+    learning = {}  # epoch: the encoder's parts that have moved by its end
+    for epoch in (1, 2, 3, 4):
+        after = state_of(tmp_path / "out", "captioner", f"checkpoint{epoch}.pt")["model"]
+        moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        learning[epoch] = {".".join(name.split(".")[1:4]) for name in moved}
+    layer = "transformer.layers.{}".format
+    assert learning[1] == set()
+    assert learning[2] == {layer(1)}
+    assert learning[3] == {layer(1), layer(0)}
+    assert {name.split(".")[0] for name in learning[4]} == {"transformer", "patch_embedding"}
+    rates = [
+        group["base_lr"] for group in state_of(tmp_path / "out", "captioner")["optimizer"]["param_groups"]
+    ]
+    assert rates == pytest.approx([1e-3, 0.7e-3, 0.49e-3, 0.343e-3])
+
+
+def test_every_parameter_is_in_exactly_one_group(run, tmp_path):
+    run("captioner", "out", "--epochs", "1")
+    state = state_of(tmp_path / "out", "captioner")
+    numbers = [number for group in state["optimizer"]["param_groups"] for number in group["params"]]
+    model = train_captioner.new_captioner(state, torch.device("cpu")).model
+    assert sorted(numbers) == list(range(len(list(model.parameters()))))
+
+
+def test_the_encoders_shape_comes_from_its_checkpoint(run, tmp_path):
+    """The public original's two YAMLs disagreed on the encoder's depth, so that training crashed."""
+    run("captioner", "out", "--epochs", "1")
+    state = state_of(tmp_path / "out", "captioner")
+    assert state["encoder"] == {"image_size": 32, "patch_size": 8, "encoder": STACK}
+    assert "encoder" not in state["config"]
+
+
+def test_one_json_line_an_epoch_and_no_line_of_another_past(run, tmp_path):
+    run("encoder", "out", "--epochs", "3")
+    run("encoder", "out", "-c", "checkpoint1.pt", "--epochs", "2")
+    entries = [
+        json.loads(line) for line in (tmp_path / "out" / "encoder" / "log.jsonl").read_text().splitlines()
+    ]
+    assert [entry["epoch"] for entry in entries] == [1, 2]
+    assert {"train_loss", "val_loss", "learning_rate", "seconds", "samples_per_second"} <= entries[0].keys()
+
+
+def test_a_resume_may_change_how_to_train_but_not_the_model(run):
+    run("encoder", "out", "--epochs", "1")
+    run("encoder", "out", "-c", "last", "--epochs", "2", learning_rate=5e-4)
+    with pytest.raises(UsageError, match=r"patch_size.*trained with 8.*says 16"):
+        run("encoder", "out", "-c", "last", "--epochs", "3", patch_size=16)
+
+
+def test_a_checkpoint_of_the_other_stage_is_refused(run, tmp_path):
+    run("captioner", "out", "--epochs", "1")
+    with pytest.raises(UsageError, match="checkpoint of the captioner"):
+        run("encoder", "out", "-c", str(tmp_path / "out" / "captioner" / "checkpoint1.pt"))
+
+
+def test_the_middle_of_an_epoch_is_the_middle_of_that_data_only(run, monkeypatch):
+    record_steps(monkeypatch, stop_after=1)
+    with pytest.raises(interrupts.Interrupted):
+        run("encoder", "out", "--epochs", "1")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"middle of an epoch of 13 samples, the data has \d"):
+        run("encoder", "out", "-c", "last", "--epochs", "1", "-s", "0.5")

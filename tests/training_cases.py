@@ -1,0 +1,75 @@
+"""A tiny data set and tiny configurations on which whole training runs take a second or two."""
+
+import copy
+from pathlib import Path
+
+import yaml
+
+import train_captioner
+import train_encoder
+from support import checkpoints, interrupts
+from support.training import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+STACK = {
+    "num_layers": 2, "num_heads": 2, "hidden_size": 16, "key_size": 8, "value_size": 8,
+    "feedforward_size": 32, "dropout": 0.0, "pre_norm": False,
+}  # fmt: skip
+SMALL_RUN = {
+    "batch_size": 6, "total_epochs": 4, "warmup_epochs": 1, "learning_rate": 1e-3, "num_workers": 0,
+    "keep_checkpoints": 9, "precision": "float32", "compile": False,
+}  # fmt: skip
+
+
+def write_config(folder: Path, name: str, **changes) -> Path:
+    """The faithful YAML of that name with small sizes and `changes`, as a file in `folder`."""
+    values = yaml.safe_load((ROOT / name).read_text()) | copy.deepcopy(SMALL_RUN)
+    if name.startswith("mae"):
+        values |= {"image_size": 32, "patch_size": 8, "encoder": {**STACK}, "decoder": {**STACK}}
+    else:
+        values |= {
+            "decoder": {**STACK, "dropout": 0.2},
+            "context_length": 30,
+            "num_beams": 2,
+            "eval_freq": 99,
+        }
+    values |= changes
+    path = folder / f"{len(list(folder.glob('*.yaml')))}_{name}"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def train_mae(data: Path, out: Path, config: Path, *more: str) -> None:
+    """`python train_encoder.py`, in this process."""
+    train_encoder.main(["--data", str(data), "--out", str(out), "--config", str(config), *more])
+
+
+def train_captions(data: Path, out: Path, config: Path, *more: str) -> None:
+    """`python train_captioner.py`, in this process."""
+    train_captioner.main(["--data", str(data), "--out", str(out), "--config", str(config), *more])
+
+
+def state_of(out: Path, stage: str, name: str = "last") -> dict:
+    """A checkpoint without what differs between two equal runs: seconds and samples per second."""
+    _, state = checkpoints.load_named(out / stage, name, stage)
+    state["progress"].pop("seconds")
+    for entry in state["progress"]["history"]:
+        entry.pop("seconds"), entry.pop("samples_per_second")
+    return state
+
+
+def record_steps(monkeypatch, stop_after: int | None = None) -> list[float]:
+    """Records the loss of every step from here on; after `stop_after` of them it stops as by SIGTERM."""
+    losses: list[float] = []
+    step = Trainer._step
+
+    def recorded(trainer: Trainer, batches: list) -> tuple[float, bool]:
+        loss, stop = step(trainer, batches)
+        losses.append(loss)
+        if len(losses) == stop_after:
+            monkeypatch.setattr(interrupts, "_received", 15)
+            stop = True
+        return loss, stop
+
+    monkeypatch.setattr(Trainer, "_step", recorded)
+    return losses

@@ -1,0 +1,217 @@
+"""Trains the captioner: the pre-trained ViT, unfrozen from the top, and a caption decoder.
+
+    python train_captioner.py -p last             on the newest encoder of train_encoder.py (or name one)
+    python train_captioner.py -c last             go on from the newest captioner checkpoint (or name one)
+    python train_captioner.py --from-scratch      no pre-training, for comparison
+    python train_captioner.py --sample -p last    on the drawn sample data set, minutes on a CPU
+    torchrun --nproc_per_node=8 train_captioner.py -p last
+
+Every `eval_freq` epochs it captions the validation split by beam search and scores it with BLEU-4.  At the
+end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, which alone is enough for caption.py.
+"""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from caption import new_captioner, show_captions
+from coco_loader import CaptionBatch, get_coco_loader
+from evaluate_captioner import caption_split, scored
+from image_captioner import ImageEncoder
+from image_transforms import TrainingTransform, normalize
+from paths import chosen
+from support import checkpoints, command_line, devices, distributed
+from support.configuration import at_least, bounded, config_to_dict, load_config, positive
+from support.logbook import epoch_line
+from support.tokenizer import load_tokenizer
+from support.training import Trainer, TrainingConfig, adamw, run_config
+from train_encoder import MaeConfig
+from transformer_components import StackConfig, TransformerEncoderDecoder
+
+MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings")  # what a resume must keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig(TrainingConfig):
+    """The keys of `captioner_config.yaml`.  The encoder's shape comes from its checkpoint."""
+
+    vocabulary_size: int = (
+        positive()
+    )  # the most entries that the tokenizer may have; the model takes what it has
+    context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
+    decoder: StackConfig
+    tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
+    crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
+    label_smoothing: float = bounded(at_least=0, below=1)
+    unfreeze_start_epoch: int = (
+        positive()
+    )  # in this epoch the top encoder layer starts to learn, then one an epoch
+    layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
+    num_beams: int = positive()
+    length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
+    eval_freq: int = positive()  # epochs between two BLEU-4 scores
+    eval_batch_size: int = positive()  # pictures decoded at once
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the captioner on picture-caption pairs.")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument(
+        "-p", dest="pretrained", metavar="CKPT", help="start on this encoder: a path, a name, or `last`"
+    )
+    start.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
+    start.add_argument(
+        "--from-scratch", action="store_true", help="start on an encoder that has learned nothing"
+    )
+    command_line.add_training_options(parser)
+    options = parser.parse_args(arguments)
+    with distributed.process_group() as device:
+        train(options, device)
+
+
+def train(options: argparse.Namespace, device: torch.device) -> None:
+    """One run from the options of the command line to the last checkpoint."""
+    # 1. Hyperparameters, device, checkpoint
+
+    paths = chosen(options)
+    folder = paths["captioner_checkpoints"]
+    resumed = resume = pretrained = None
+    if options.checkpoint:
+        resumed, resume = checkpoints.load_named(folder, options.checkpoint, "captioner")
+    elif options.pretrained:
+        _, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
+    config = run_config(CaptionerConfig, options.config, paths["captioner_config"], resume, MODEL_KEYS)
+    torch.manual_seed(config.seed)
+    devices.set_fast_float32()
+
+    # 2. The elements of the training loop
+
+    if resume:
+        encoder_shape, tokenizer_json = resume["encoder"], resume["tokenizer"]
+    else:
+        tokenizer_json = load_tokenizer(paths["tokenizer"]).to_str()
+        encoder_shape = (
+            pretrained["config"]
+            if pretrained
+            else config_to_dict(load_config(paths["mae_config"], MaeConfig))
+        )
+        encoder_shape = {key: encoder_shape[key] for key in ("image_size", "patch_size", "encoder")}
+    contents = {
+        "config": config_to_dict(config),
+        "encoder": encoder_shape,
+        "tokenizer": tokenizer_json,
+        "from_scratch": resume["from_scratch"] if resume else options.from_scratch,
+    }
+    captioner = new_captioner(contents, device)
+    model, pad_id = captioner.model, captioner.pad_id
+    if pretrained:
+        load_encoder(model.encoder, pretrained["model"])
+    groups = parameter_groups(
+        model, config.learning_rate, 1.0 if contents["from_scratch"] else config.layer_decay
+    )
+    optimizer = adamw(groups, config, device)
+
+    common = {
+        "paths": paths, "num_workers": config.num_workers, "subset": options.subset, "seed": config.seed,
+        "rank": distributed.rank(), "world_size": distributed.world_size(),
+    }  # fmt: skip
+    pairs = {
+        "pad_id": pad_id,
+        "context_length": config.context_length,
+        "batch_size": config.batch_size,
+        **common,
+    }
+    train_loader = get_coco_loader(
+        "train", transform=TrainingTransform(captioner.transform.size, config.crop_scale), shuffle=True,
+        accumulation=config.accumulation_steps, **pairs,
+    )  # fmt: skip
+    val_loader = get_coco_loader("val", transform=captioner.transform, **pairs)
+    picture_loader = get_coco_loader(
+        "val", transform=captioner.transform, mode="image_first", batch_size=config.eval_batch_size, **common
+    )
+
+    def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross entropy of each next token, and how many tokens the mean is over."""
+        inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]  # (B, T): the label is the token after
+        logits = trainer.network(normalize(batch.images), inputs)  # (B, T, V)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(),
+            ignore_index=pad_id, label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+        return loss, (labels != pad_id).sum()
+
+    trainer = Trainer(
+        stage="captioner",
+        model=model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        config=config,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        folder=folder,
+        contents=contents,
+        device=device,
+        resumed=resumed,
+        resume=resume,
+    )
+
+    # 3. The training loop
+
+    with trainer:
+        for epoch in trainer.epochs(options.epochs):
+            thawed = (
+                len(groups)
+                if contents["from_scratch"]
+                else 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)
+            )
+            unfreeze(groups, thawed)
+            figures = trainer.train()
+            figures |= trainer.validate()
+            if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
+                figures["bleu4"] = scored(*caption_split(captioner, picture_loader))["BLEU-4"]
+            trainer.complete(figures)
+            if distributed.is_main():
+                print(epoch_line(trainer.progress.history[-1], config.total_epochs, "pairs"), flush=True)
+                show_captions(captioner, picture_loader.dataset)
+
+
+def parameter_groups(
+    model: TransformerEncoderDecoder, learning_rate: float, decay: float
+) -> list[dict[str, Any]]:
+    """The decoder, the encoder's layers from the top down, the patch embedder.
+
+    Returns:
+        Groups for `adamw`, in the order in which they are unfrozen.
+    """
+    encoder = model.encoder
+    parts = [model.decoder, *reversed(encoder.transformer.layers), encoder.patch_embedding]
+    groups = [
+        {"params": list(part.parameters()), "base_lr": learning_rate * decay**depth}
+        for depth, part in enumerate(parts)
+    ]
+    grouped = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in model.parameters() if id(p) not in grouped]  # the final norm of a pre-norm encoder
+    groups[1]["params"] += rest
+    return groups
+
+
+def unfreeze(groups: list[dict[str, Any]], count: int) -> None:
+    """Lets the first `count` groups learn and keeps the others as they are."""
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            parameter.requires_grad_(number < count)
+
+
+def load_encoder(encoder: ImageEncoder, auto_encoder: dict[str, torch.Tensor]) -> None:
+    """Takes the ViT's weights out of the state of an `ImageAutoEncoder`."""
+    prefix = "encoder."
+    encoder.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in auto_encoder.items() if name.startswith(prefix)}
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

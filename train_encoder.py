@@ -1,0 +1,134 @@
+"""Pre-trains the ViT inside a masked autoencoder, on pictures alone (He et al. 2021).
+
+    python train_encoder.py                       the write-up's ViT-B/16 on COCO
+    python train_encoder.py -c last               go on from the newest checkpoint (or name one)
+    python train_encoder.py --sample              a small ViT on the drawn sample data set, minutes on a CPU
+    python train_encoder.py --config recipes/modern/mae_config.yaml
+    torchrun --nproc_per_node=8 train_encoder.py  the same on eight GPUs
+
+At the end of every epoch it saves `checkpoints/encoder/checkpoint{N}.pt`, N being the epochs completed, and
+writes `log.jsonl` beside it.  SIGTERM and Ctrl-C save and end the run; `-c last` goes on exactly there.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from coco_loader import ImageBatch, get_coco_loader
+from image_captioner import ImageAutoEncoder, normalise_patches, random_masking
+from image_transforms import EvaluationTransform, TrainingTransform, normalize
+from paths import chosen
+from support import checkpoints, command_line, devices, distributed
+from support.configuration import bounded, config_to_dict, positive
+from support.logbook import epoch_line
+from support.training import Trainer, TrainingConfig, adamw, run_config
+from transformer_components import StackConfig
+
+MODEL_KEYS = (
+    "image_size",
+    "patch_size",
+    "encoder",
+    "decoder",
+)  # of the configuration: what a resume must keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeConfig(TrainingConfig):
+    """The keys of `mae_config.yaml`."""
+
+    image_size: int = positive()  # pixels, height and width
+    patch_size: int = positive()  # pixels; divides image_size
+    masking_ratio: float = bounded(above=0, below=1)  # of the patches, hidden from the encoder
+    encoder: StackConfig  # the ViT that the captioner will use
+    decoder: StackConfig  # discarded after this stage
+    normalize_targets: bool  # each target patch by its own mean and variance (He et al. 2021, section 4.1)
+    splits: tuple[str, ...]  # whose pictures to train on
+    crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Pre-train the ViT inside a masked autoencoder.")
+    parser.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
+    command_line.add_training_options(parser)
+    options = parser.parse_args(arguments)
+    with distributed.process_group() as device:
+        train(options, device)
+
+
+def train(options: argparse.Namespace, device: torch.device) -> None:
+    """One run from the options of the command line to the last checkpoint."""
+    # 1. Hyperparameters, device, checkpoint
+
+    paths = chosen(options)
+    folder = paths["encoder_checkpoints"]
+    resumed = resume = None
+    if options.checkpoint:
+        resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
+    config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS)
+    torch.manual_seed(config.seed)
+    devices.set_fast_float32()
+
+    # 2. The elements of the training loop
+
+    auto_encoder = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    auto_encoder.to(device)
+    optimizer = adamw(
+        [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}], config, device
+    )
+    common = {
+        "paths": paths, "mode": "image_only", "batch_size": config.batch_size, "seed": config.seed,
+        "num_workers": config.num_workers, "subset": options.subset,
+        "rank": distributed.rank(), "world_size": distributed.world_size(),
+    }  # fmt: skip
+    train_transform = TrainingTransform(config.image_size, config.crop_scale)
+    train_loader = get_coco_loader(
+        config.splits,
+        transform=train_transform,
+        shuffle=True,
+        accumulation=config.accumulation_steps,
+        **common,
+    )
+    val_loader = get_coco_loader("val", transform=EvaluationTransform(config.image_size), **common)
+
+    def loss_fn(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared error of the masked patches' pixels, and how many patches it is over."""
+        images = normalize(batch.images)  # (B, 3, H, W)
+        kept, masked = random_masking(
+            batch.seeds, auto_encoder.num_patches, config.masking_ratio
+        )  # (B, K), (B, M)
+        predicted = trainer.network(images, kept, masked)  # (B, M, P*P*3)
+        target = auto_encoder.targets(images, masked)  # (B, M, P*P*3)
+        if config.normalize_targets:
+            target, _, _ = normalise_patches(target)
+        return F.mse_loss(predicted.float(), target), torch.tensor(masked.numel(), device=device)
+
+    trainer = Trainer(
+        stage="encoder",
+        model=auto_encoder,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        config=config,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        folder=folder,
+        contents={"config": config_to_dict(config)},
+        device=device,
+        resumed=resumed,
+        resume=resume,
+    )
+
+    # 3. The training loop
+
+    with trainer:
+        for _ in trainer.epochs(options.epochs):
+            figures = trainer.train()
+            figures |= trainer.validate()
+            trainer.complete(figures)
+            if distributed.is_main():
+                print(epoch_line(trainer.progress.history[-1], config.total_epochs, "images"), flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

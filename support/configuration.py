@@ -35,6 +35,7 @@ from support.errors import UsageError
 T = TypeVar("T")
 
 LARGEST_FILE = 1 << 16  # bytes; PyYAML reads about 100 kB a second, and a configuration is a page or two
+DEEPEST = 20  # sections within sections
 LARGEST_INTEGER = (1 << 63) - 1  # what a tensor, a seed and a generator hold
 
 
@@ -149,13 +150,14 @@ def _required(field: dataclasses.Field) -> bool:
 
 def _value(value: Any, kind: Any, limits: Mapping[str, float], where: _Where) -> Any:
     """`value` as the annotation `kind` wants it, or a UsageError."""
+    expected = _expected(kind, limits)
+    if get_origin(kind) in (Union, types.UnionType):  # X | None
+        if value is None:
+            return None
+        kind = _without_none(kind)
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _section(value, kind, where)
-    if origin in (Union, types.UnionType):  # T | None
-        if value is None:
-            return None
-        return _value(value, _without_none(kind), limits, where)
     if origin is Literal and any(type(value) is type(choice) and value == choice for choice in arguments):
         return value
     if origin in (tuple, list) and isinstance(value, list | tuple):
@@ -167,7 +169,7 @@ def _value(value: Any, kind: Any, limits: Mapping[str, float], where: _Where) ->
         value = float(value)
     if _is_a(value, kind) and all(_LIMITS[name][1](value, limit) for name, limit in limits.items()):
         return value
-    raise where.error(f"expected {_expected(kind, limits)}; got {_shown(value)}")
+    raise where.error(f"expected {expected}; got {_shown(value)}")
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -231,14 +233,19 @@ class _StrictLoader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own name and form)
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         event = self.peek_event()
+        problem = "it is nested too deeply" if self.depth >= DEEPEST else None
         if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
-            raise yaml.MarkedYAMLError(
-                problem="anchors (&), aliases (*) and tags (!) are not allowed", problem_mark=event.start_mark
-            )
-        return super().compose_node(parent, index)
+            problem = "anchors (&), aliases (*) and tags (!) are not allowed"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 # What looks like a number and is none of these (017, 0x1f, 1_000, more than 18 digits) stays text, which no
@@ -271,8 +278,6 @@ def _read_yaml(path: Path) -> tuple[Any, dict[str, int]]:
         return (None if root is None else _plain(root, _Where(str(path), lines), lines)), lines
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    except RecursionError as error:
-        raise UsageError(f"{path}: nested too deeply for a configuration") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: \U escapes, %YAML versions
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import traceback
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -43,21 +44,33 @@ def is_state(state: dict[str, Any], epoch: int, step: int = 0) -> bool:
 # --- kills ---
 
 
+def in_child(action: Callable[[], None]) -> int:
+    """Runs `action` in a child process; 0 if it returned, minus the number of a signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # the threads of the parent's pool are not there after a fork
+            action()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def killed(action: Callable[[], None], number: int) -> bool:
     """Runs `action` in a child that gets SIGKILL before its `number`-th write, fsync, rename or unlink.
 
     Returns:
         False if the child ended before it came to that call.
     """
-    child = os.fork()
-    if child == 0:
-        try:
-            _count_calls(lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == number else None)
-            action()
-            os._exit(0)
-        finally:
-            os._exit(99)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def counted() -> None:
+        _count_calls(lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == number else None)
+        action()
+
+    status = in_child(counted)
     assert status in (0, -signal.SIGKILL)
     return status != 0
 

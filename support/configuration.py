@@ -15,6 +15,7 @@ The class is the schema.  A key that is unknown, missing, twice there, of the wr
 dataclass is a nested section.  What one field cannot see alone (sizes that must divide) goes into the class's
 `__post_init__`, as a ValueError.
 
+Every field must be there, also one whose class knows a default: a file says all of what it does.
 A field is an int, float, bool, str, Literal[...], tuple[X, ...], list[X] or dataclass, or `X | None`.
 """
 
@@ -123,7 +124,7 @@ def _section(mapping: Any, config_class: type[T], where: _Where) -> T:
         raise where.error(f"expected a section with the keys {', '.join(fields)}; got {_shown(mapping)}")
 
     kinds = get_type_hints(config_class)
-    missing = [name for name, field in fields.items() if name not in mapping and _required(field)]
+    missing = [name for name in fields if name not in mapping]
     for key in mapping:
         if key not in fields:
             name = _printable(key) if isinstance(key, str) else type(key).__name__
@@ -142,10 +143,6 @@ def _section(mapping: Any, config_class: type[T], where: _Where) -> T:
         return config_class(**values)
     except ValueError as error:  # from __post_init__
         raise where.error(str(error)) from error
-
-
-def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _value(value: Any, kind: Any, limits: Mapping[str, float], where: _Where) -> Any:
@@ -274,7 +271,7 @@ def _read_yaml(path: Path) -> tuple[Any, dict[str, int]]:
 
     lines: dict[str, int] = {}
     try:
-        root = yaml.compose(data.decode("utf-8-sig"), _StrictLoader)
+        root = yaml.compose(data.decode(), _StrictLoader)
         return (None if root is None else _plain(root, _Where(str(path), lines), lines)), lines
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error

@@ -25,7 +25,7 @@ class Stack:
 
     hidden_size: int
     num_heads: int
-    pre_norm: bool
+    pre_norm: bool = False  # a default for those who build it in code; a file must say it
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.hidden_size % self.num_heads:
@@ -43,6 +43,7 @@ class Training:
 class Config(Training):
     dropout: float = bounded(at_least=0, below=1)
     precision: Literal["auto", "float32"]
+    accumulation: Literal[1, 2]
     clip_norm: float | None = positive()
     layers: tuple[str, ...]
     scales: tuple[float, ...] = bounded(above=0, at_most=1)
@@ -55,6 +56,7 @@ learning_rate: 1e-4
 warmup_epochs: 8
 dropout: 0.2
 precision: auto
+accumulation: 1
 clip_norm: null
 layers: [patch, no, "1"]
 scales:
@@ -91,6 +93,7 @@ def test_a_good_file_becomes_the_dataclass(tmp_path):
         warmup_epochs=8.0,
         dropout=0.2,
         precision="auto",
+        accumulation=1,
         clip_norm=None,
         layers=("patch", "no", "1"),
         scales=(0.2, 1.0),
@@ -160,7 +163,7 @@ def test_nothing_else_passes_for_an_integer(tmp_path, written):
 @pytest.mark.parametrize("written", ["yes", "no", "on", "off", "y", "0", "1", "'true'", "null"])
 def test_only_true_and_false_are_booleans(tmp_path, written):
     message = refusal(tmp_path, GOOD.replace("pre_norm: false", f"pre_norm: {written}"))
-    assert message.startswith(", line 14: encoder.pre_norm: expected true or false; got ")
+    assert message.startswith(", line 15: encoder.pre_norm: expected true or false; got ")
 
 
 @pytest.mark.parametrize("written", [".nan", ".inf", "-.INF", "1e999", "nan", "inf", "e5", ".", "1e", "--1"])
@@ -175,6 +178,7 @@ def test_no_number_is_infinite_or_not_a_number(tmp_path, written):
         ("dropout: 0.2", "dropout: 1", ", line 4: dropout: expected a finite number of at least 0"),
         ("dropout: 0.2", "dropout: -0.1", "of at least 0 and below 1; got -0.1"),
         ("precision: auto", "precision: Auto", "precision: expected one of auto, float32; got 'Auto'"),
+        ("accumulation: 1", "accumulation: true", "accumulation: expected one of 1, 2; got True"),
         ("clip_norm: null", "clip_norm: 0", "clip_norm: expected a finite number above 0, or null; got 0.0"),
         ("clip_norm: null", "clip_norm: none", "above 0, or null; got 'none'"),
         ("  - 1\n", "  - 1.5\n", "scales.1: expected a finite number above 0 and of at most 1; got 1.5"),
@@ -182,13 +186,13 @@ def test_no_number_is_infinite_or_not_a_number(tmp_path, written):
         ("[patch, no", "[patch, 5", ": layers.1: expected a text; got 5"),
         ('[patch, no, "1"]', "patch", ": layers: expected a list, each item a text; got 'patch'"),
         ("batch_size", "batchsize", ", line 1: batchsize: unknown key; did you mean batch_size?"),
-        ("  num_heads", "  num_head", ", line 13: encoder.num_head: unknown key; did you mean num_heads?"),
+        ("  num_heads", "  num_head", ", line 14: encoder.num_head: unknown key; did you mean num_heads?"),
         ("batch_size: 64", "batch_size: 64\nzzz: 1", ", line 2: zzz: unknown key; known here: batch_size"),
         ("batch_size: 64\n", "", ": batch_size: this key is missing; expected an integer above 0"),
-        ("  pre_norm: false\n", "", ", line 11: encoder.pre_norm: this key is missing; expected true"),
+        ("  pre_norm: false\n", "", ", line 12: encoder.pre_norm: this key is missing; expected true"),
         ("batch_size: 64", "batch_size: 64\nbatch_size: 2", ", line 2: batch_size: this key is twice"),
-        ("  num_heads: 12", "  num_heads: 1\n  num_heads: 2", "this key is twice there; first on line 13"),
-        ("num_heads: 12", "num_heads: 5", ", line 11: encoder: hidden_size 768 is no multiple of"),
+        ("  num_heads: 12", "  num_heads: 1\n  num_heads: 2", "this key is twice there; first on line 14"),
+        ("num_heads: 12", "num_heads: 5", ", line 12: encoder: hidden_size 768 is no multiple of"),
         ("encoder:\n", "encoder: 5\nother:\n", "other: unknown key"),
         ("auto", "&a auto", "not valid YAML: anchors (&), aliases (*) and tags (!) are not allowed"),
         ("64", "!!int '64'", "tags (!) are not allowed"),

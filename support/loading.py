@@ -1,7 +1,9 @@
 """A `DataLoader` for long runs: it fails in one line, and its workers leave signals to the main process."""
 
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from threading import Thread
 from typing import Any
 
 import torch
@@ -10,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from support.errors import RunError
 
 WORKER_TIMEOUT = 50  # seconds the main process waits for a worker before it calls it hanging
-WORKER_GRACE = 10  # seconds a worker lives on after SIGTERM, so that the main process can finish and save
 
 
 class Loader(DataLoader):
@@ -48,14 +49,19 @@ class Loader(DataLoader):
                 if isinstance(batch, RunError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader "):  # torch's own words on its workers' health
-                raise
-            for (
-                worker
-            ) in self._iterator._workers:  # by SIGKILL: one that hangs would hold up our exit for ever
+        except (RunError, RuntimeError) as error:
+            self._end_workers()
+            if str(error).startswith("DataLoader "):  # torch's own words on its workers' health
+                raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
+            raise
+
+    def _end_workers(self) -> None:
+        """Ends all workers, those that hang by force: our own exit would wait for them for ever."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
                 worker.kill()
-            raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
 
 
 def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:
@@ -70,11 +76,20 @@ def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:
 
 
 def leave_signals_to_main_process(worker: int) -> None:
-    """Makes this worker outlast Ctrl-C, and SIGTERM for a while.
+    """Makes this worker end when the main process says so, and not on signals from elsewhere.
 
-    Both reach every process of a group.  A worker that obeyed at once would take along the batch that the
-    main process is waiting for, and with it the chance to save.  It must not stay for ever either, so SIGTERM
-    sets an alarm clock; that the main process is gone torch notices by itself within seconds.
+    Ctrl-C and a scheduler's SIGTERM reach every process of a group.  A worker that obeyed would take along
+    the batch that the main process is waiting for, and with it the chance to save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a signal does not say who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it comes to the thread alone
+        Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(main_process: int) -> None:
+    """Ends this worker on SIGTERM, if the main process sent it or is no more."""
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == main_process or os.getppid() != main_process:
+            os._exit(0)

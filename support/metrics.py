@@ -219,7 +219,7 @@ class _Vector:
 
     weights: dict[tuple[str, ...], float]
     norms: list[float]  # Euclidean, one for each order
-    length: int  # in bigrams, as the official evaluation has it
+    length: int  # in words
 
 
 def _cider(hypotheses: list[list[str]], references: list[list[list[str]]]) -> list[float]:
@@ -234,7 +234,7 @@ def _cider(hypotheses: list[list[str]], references: list[list[list[str]]]) -> li
         squares = [0.0] * len(ORDERS)
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight * weight
-        length = sum(count for ngram, count in counts.items() if len(ngram) == 2)
+        length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
         return _Vector(weights, [math.sqrt(square) for square in squares], length)
 
     scores = []

@@ -20,6 +20,7 @@ OFFICIAL_TOKENS = [
     ("", ""),
     ("!!! ??? ...", "!!! ???"),
     ("The dog's bowl, the dogs' bowls.", "the dog 's bowl the dogs bowls"),
+    ("SHE'S at TOM'S", "she 's at tom 's"),
     ("They're sure he'll say I'm late", "they 're sure he 'll say i 'm late"),
     ("It isn't, can't and DON'T; he cannot.", "it is n't ca n't and do n't he can not"),
     ("'Twas nice, and they're gonna stay.", "'t was nice and they 're gon na stay"),

@@ -45,6 +45,7 @@ UNLISTED_PICTURES = {"test": 40_670, "unlabeled": 123_403}  # COCO's numbers; no
 VOCABULARY_SIZE = 5000
 
 Where = dict[str, Path]
+Found = dict[str, list[int]]  # by split, the number of pictures and their bytes, as they are on the disk
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,14 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
         )
     with disk_errors(), exclusive(where["data"] / ".lock"):
         record = Record(where["processed"] / "record.json")
+        found = {split: census(where[f"{split}_images"]) for split in SPLITS}
         if options.sample:
-            draw_sample(where, record)
+            draw_sample(where, record, found)
         elif not options.captions_only:
-            download(options.splits, where, record, source)
+            download(options.splits, where, record, found, source)
         train_the_tokenizer(where, record)
         for split in PROCESSED_SPLITS:
             if split in options.splits:
-                tokenize_the_captions(split, where, record)
+                tokenize_the_captions(split, where, record, found[split])
     if record.changed:
         print(f"{where['data']} is ready, after {time.monotonic() - started:.1f} s")
     else:
@@ -104,47 +106,42 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 # record with their number and size, so that the next run need only see whether these are the same.
 
 
-def draw_sample(where: Where, record: Record) -> None:
-    """Draws the sample data set, unless this version of the drawing is there and unchanged."""
-    drawing = [
-        digest(Path(__file__).with_name(name)) for name in ("sample_coco.py", "support/illustration.py")
-    ]
-    unchanged = [record.agrees(f"{split}_images", census(where[f"{split}_images"])) for split in SPLITS]
-    if record.agrees("drawing", drawing) and all(unchanged):
-        return
-    import sample_coco  # here, because it takes seconds to import and a second run need not wait for them
+def draw_sample(where: Where, record: Record, found: Found) -> None:
+    """Draws the sample data set, unless it is there and unchanged."""
+    from sample_coco import draw
 
-    sample_coco.draw(where["data"])
-    for split in SPLITS:
-        note_pictures(split, where, record)
-    record.note("drawing", drawing)
+    changed = [split for split in SPLITS if not record.agrees(f"{split}_images", found[split])]
+    for split in changed:
+        pictures = [where[f"{split}_images"] / image_name(i) for i in picture_ids(where[f"{split}_images"])]
+        for picture in filter(is_cut, pictures):
+            picture.unlink()  # a drawing that lacks a picture is not complete, and drawn again
+    if draw(where["data"]) or changed:
+        for split in SPLITS:
+            note_pictures(split, where, record, found)
 
 
-def download(splits: list[str], where: Where, record: Record, source: Source) -> None:
+def download(splits: list[str], where: Where, record: Record, found: Found, source: Source) -> None:
     """Brings the caption files and the splits' pictures, as far as they are not there."""
     pins = PINS if source.address == COCO else {}
     if not captions_are_there(splits, where, record):
         # Pictures that the user unpacked himself can be judged once the captions, which list them, are there.
-        empty = [split for split in splits if not census(where[f"{split}_images"])[0]]
+        empty = [split for split in splits if not found[split][0]]
         require_archives(["annotations", *empty], splits, where, source)
-        wanted = re.compile(r"annotations/captions_(train|val)2017\.json")  # the others stay in the archive,
-        source.unpack(
-            ARCHIVES["annotations"], wanted, where["annotations"], pins.get("annotations")
-        )  # and it here
+        name = ARCHIVES["annotations"]  # it stays, and so do in it the annotations that are no captions
+        wanted = re.compile(r"annotations/captions_(train|val)2017\.json")
+        source.unpack(name, wanted, where["annotations"], pins.get("annotations"))
         if not captions_are_there(splits, where, record):
-            raise UsageError(
-                f"{source.address}{ARCHIVES['annotations']} lacks a whole caption file: name another --source"
-            )
-    lacking = [split for split in splits if not pictures_are_there(split, where, record, official=bool(pins))]
+            raise UsageError(f"{source.address}{name} lacks a whole caption file: name another --source")
+    lacking = [s for s in splits if not pictures_are_there(s, where, record, found, official=bool(pins))]
     require_archives(lacking, splits, where, source)
     for split in lacking:
         wanted = re.compile(rf"{split}2017/[0-9]{{12,18}}\.jpg")
         source.unpack(ARCHIVES[split], wanted, where[f"{split}_images"], pins.get(split))
-        note_pictures(split, where, record)
+        note_pictures(split, where, record, found)
         source.discard(ARCHIVES[split])
 
 
-def captions_are_there(splits: list[str], where: Where, record: Record) -> bool:
+def captions_are_there(splits: Sequence[str], where: Where, record: Record) -> bool:
     """Whether the caption files are there and whole; train's always, the tokenizer learns from it."""
     files = [where[f"{split}_captions"] for split in CAPTIONED_SPLITS if split in {"train", *splits}]
     if not all(file.is_file() for file in files):
@@ -158,15 +155,14 @@ def captions_are_there(splits: list[str], where: Where, record: Record) -> bool:
     return True
 
 
-def pictures_are_there(split: str, where: Where, record: Record, official: bool) -> bool:
+def pictures_are_there(split: str, where: Where, record: Record, found: Found, official: bool) -> bool:
     """Whether a split's pictures are there and whole, unpacked by us or by the user.
 
     That there is a folder says nothing: an interrupted unzip leaves some of the files, the last one cut.
     """
     folder = where[f"{split}_images"]
-    found = census(folder)
-    if not found[0] or record.agrees(f"{split}_images", found):
-        return found[0] > 0
+    if not found[split][0] or record.agrees(f"{split}_images", found[split]):
+        return found[split][0] > 0
     ids = picture_ids(folder)
     if split in CAPTIONED_SPLITS:
         listed = read_captions(where[f"{split}_captions"]).image_ids
@@ -175,7 +171,7 @@ def pictures_are_there(split: str, where: Where, record: Record, official: bool)
         complete = official and len(ids) >= UNLISTED_PICTURES[split]
     if not complete or any(is_cut(folder / image_name(image_id)) for image_id in ids):
         return False
-    note_pictures(split, where, record)
+    note_pictures(split, where, record, found)
     return True
 
 
@@ -191,8 +187,8 @@ def require_archives(parts: list[str], splits: list[str], where: Where, source: 
         raise UsageError(f"{error}: {way_out}") from None
 
 
-def note_pictures(split: str, where: Where, record: Record) -> None:
-    number, size = census(where[f"{split}_images"])
+def note_pictures(split: str, where: Where, record: Record, found: Found) -> None:
+    number, size = found[split] = census(where[f"{split}_images"])
     record.note(f"{split}_images", [number, size])
     print(f"{split}: {number:,} pictures, {size / 1e6:,.0f} MB")
 
@@ -231,15 +227,15 @@ def digest_of_captions(path: Path) -> str:
 # Section 3: tokenize the captions
 
 
-def tokenize_the_captions(split: str, where: Where, record: Record) -> None:
+def tokenize_the_captions(split: str, where: Where, record: Record, found: list[int]) -> None:
     """Writes a split's structures, unless they are there and made from the same pictures and captions."""
-    made_from = {"pictures": census(where[f"{split}_images"])}
+    made_from = {"pictures": found}
     files = [where[f"{split}_image_ids"]]
     if split in CAPTIONED_SPLITS:
         made_from["captions"] = digest_of_captions(where[f"{split}_captions"])
         made_from["tokenizer"] = digest(where["tokenizer"])
         files += [where[f"{split}_im2capts"], where[f"{split}_tokenized"]]
-    elif not made_from["pictures"][0]:
+    elif not found[0]:
         return  # --captions-only: there may be no pictures to list
 
     def done() -> dict:

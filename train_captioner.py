@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from caption import new_captioner, show_captions
@@ -134,14 +135,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     )
 
     def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross entropy of each next token, and how many tokens the mean is over."""
-        inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]  # (B, T): the label is the token after
-        logits = trainer.network(normalize(batch.images), inputs)  # (B, T, V)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(),
-            ignore_index=pad_id, label_smoothing=config.label_smoothing,
-        )  # fmt: skip
-        return loss, (labels != pad_id).sum()
+        return caption_loss(trainer.network, batch, pad_id, config.label_smoothing)
 
     trainer = Trainer(
         stage="captioner",
@@ -176,6 +170,22 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
             if distributed.is_main():
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, "pairs"), flush=True)
                 show_captions(captioner, picture_loader.dataset)
+
+
+def caption_loss(
+    network: nn.Module, batch: CaptionBatch, pad_id: int, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of each next token, with label smoothing (Szegedy et al. 2016, section 7).
+
+    Returns:
+        The mean, and how many tokens it is over: all but the padding.
+    """
+    inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]  # (B, T): the label of a token is the next one
+    logits = network(normalize(batch.images), inputs)  # (B, T, V)
+    loss = F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing
+    )
+    return loss, (labels != pad_id).sum()
 
 
 def parameter_groups(

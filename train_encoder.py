@@ -14,10 +14,11 @@ import argparse
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from coco_loader import ImageBatch, get_coco_loader
-from image_captioner import ImageAutoEncoder, normalise_patches, random_masking
+from image_captioner import ImageAutoEncoder, normalise_patches, patchify, random_masking, select_patches
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
 from support import checkpoints, command_line, devices, distributed
@@ -93,16 +94,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     val_loader = get_coco_loader("val", transform=EvaluationTransform(config.image_size), **common)
 
     def loss_fn(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean squared error of the masked patches' pixels, and how many patches it is over."""
-        images = normalize(batch.images)  # (B, 3, H, W)
-        kept, masked = random_masking(
-            batch.seeds, auto_encoder.num_patches, config.masking_ratio
-        )  # (B, K), (B, M)
-        predicted = trainer.network(images, kept, masked)  # (B, M, P*P*3)
-        target = auto_encoder.targets(images, masked)  # (B, M, P*P*3)
-        if config.normalize_targets:
-            target, _, _ = normalise_patches(target)
-        return F.mse_loss(predicted.float(), target), torch.tensor(masked.numel(), device=device)
+        return reconstruction_loss(trainer.network, batch, config)
 
     trainer = Trainer(
         stage="encoder",
@@ -128,6 +120,24 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
             trainer.complete(figures)
             if distributed.is_main():
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, "images"), flush=True)
+
+
+def reconstruction_loss(
+    network: nn.Module, batch: ImageBatch, config: MaeConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squared error of the masked patches' pixels (He et al. 2021, section 3).
+
+    Returns:
+        The mean, and how many patches it is over.
+    """
+    images = normalize(batch.images)  # (B, 3, H, W)
+    num_patches = (config.image_size // config.patch_size) ** 2
+    kept, masked = random_masking(batch.seeds, num_patches, config.masking_ratio)  # (B, K), (B, M)
+    predicted = network(images, kept, masked)  # (B, M, P*P*3)
+    target = select_patches(patchify(images, config.patch_size), masked)  # (B, M, P*P*3)
+    if config.normalize_targets:
+        target, _, _ = normalise_patches(target)
+    return F.mse_loss(predicted.float(), target), torch.tensor(masked.numel(), device=masked.device)
 
 
 if __name__ == "__main__":

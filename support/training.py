@@ -154,7 +154,7 @@ class Trainer:
     def train(self) -> dict[str, float]:
         """Does what is left of the current epoch; returns the epoch's training figures."""
         progress, config = self.progress, self.config
-        self._prepare_network()
+        self.prepare_network()
         self.sampler.set_epoch(progress.epoch, start_step=progress.step)
         batches = iter(self.train_loader)
         bar = tqdm(
@@ -164,7 +164,7 @@ class Trainer:
         started = time.perf_counter() - progress.seconds
         with bar:
             while progress.step < self.steps_per_epoch:
-                loss, stop = self._step(list(islice(batches, config.accumulation_steps)))
+                loss, stop = self.step(list(islice(batches, config.accumulation_steps)))
                 progress.seconds = time.perf_counter() - started
                 if stop:
                     raise interrupts.Interrupted(interrupts.received() or signal.SIGTERM)
@@ -247,7 +247,7 @@ class Trainer:
 
     # --- one optimizer step ---
 
-    def _step(self, micro_batches: list[NamedTuple]) -> tuple[float, bool]:
+    def step(self, micro_batches: list[NamedTuple]) -> tuple[float, bool]:
         """One optimizer step on one global batch, never on NaN or infinity.
 
         Returns:
@@ -331,7 +331,7 @@ class Trainer:
             floor=config.min_learning_rate / config.learning_rate,
         )
 
-    def _prepare_network(self) -> None:
+    def prepare_network(self) -> None:
         """Wraps the model for compilation and for many processes; anew each epoch, as groups get unfrozen."""
         self.network = self.model
         if self.config.compile and self.device.type == "cuda":

@@ -121,7 +121,7 @@ def test_accumulated_captions_of_uneven_length_give_the_gradient_of_the_whole_ba
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatch, capsys):
-    original = Trainer._step
+    original = Trainer.step
 
     def poisoned(trainer, batches):
         loss_fn = trainer.loss_fn
@@ -140,7 +140,7 @@ def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatc
         finally:
             trainer.loss_fn = loss_fn
 
-    monkeypatch.setattr(Trainer, "_step", poisoned)
+    monkeypatch.setattr(Trainer, "step", poisoned)
     run("encoder", "out", "--epochs", "1", learning_rate=1e-3)
     state = state_of(tmp_path / "out", "encoder")
     steps = -(-13 // 6)

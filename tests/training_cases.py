@@ -61,7 +61,7 @@ def state_of(out: Path, stage: str, name: str = "last") -> dict:
 def record_steps(monkeypatch, stop_after: int | None = None) -> list[float]:
     """Records the loss of every step from here on; after `stop_after` of them it stops as by SIGTERM."""
     losses: list[float] = []
-    step = Trainer._step
+    step = Trainer.step
 
     def recorded(trainer: Trainer, batches: list) -> tuple[float, bool]:
         loss, stop = step(trainer, batches)
@@ -71,5 +71,5 @@ def record_steps(monkeypatch, stop_after: int | None = None) -> list[float]:
             stop = True
         return loss, stop
 
-    monkeypatch.setattr(Trainer, "_step", recorded)
+    monkeypatch.setattr(Trainer, "step", recorded)
     return losses

@@ -27,8 +27,10 @@ from paths import chosen
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import at_least, bounded, config_to_dict, load_config, positive
 from support.logbook import epoch_line
+from support.optimizer import adamw
 from support.tokenizer import load_tokenizer
-from support.training import Trainer, TrainingConfig, adamw, run_config
+from support.training import Trainer
+from support.training_config import TrainingConfig, run_config
 from train_encoder import MaeConfig
 from transformer_components import StackConfig, TransformerEncoderDecoder
 
@@ -113,7 +115,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     groups = parameter_groups(
         model, config.learning_rate, 1.0 if contents["from_scratch"] else config.layer_decay
     )
-    optimizer = adamw(groups, config, device)
+    optimizer = adamw(model, groups, config, device)
 
     common = {
         "paths": paths, "num_workers": config.num_workers, "subset": options.subset, "seed": config.seed,

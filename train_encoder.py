@@ -24,7 +24,9 @@ from paths import chosen
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_to_dict, positive
 from support.logbook import epoch_line
-from support.training import Trainer, TrainingConfig, adamw, run_config
+from support.optimizer import adamw
+from support.training import Trainer
+from support.training_config import TrainingConfig, run_config
 from transformer_components import StackConfig
 
 MODEL_KEYS = (
@@ -75,9 +77,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     auto_encoder = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
     auto_encoder.to(device)
-    optimizer = adamw(
-        [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}], config, device
-    )
+    groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
+    optimizer = adamw(auto_encoder, groups, config, device)
     common = {
         "paths": paths, "mode": "image_only", "batch_size": config.batch_size, "seed": config.seed,
         "num_workers": config.num_workers, "subset": options.subset,

@@ -31,8 +31,9 @@ from image_captioner import ImageAutoEncoder, build_captioner
 from paths import paths
 from support import devices
 from support.configuration import load_config
+from support.optimizer import adamw
 from support.sampling import EpochSampler
-from support.training import Trainer, adamw, to_device
+from support.training import Trainer, to_device
 from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
 from train_encoder import MaeConfig, reconstruction_loss
 
@@ -134,7 +135,7 @@ def new_trainer(
 ) -> Trainer:  # fmt: skip
     loader = Repeated(to_device(batch, device), steps)
     return Trainer(
-        stage=stage, model=model, loss_fn=None, optimizer=adamw(groups, config, device), config=config,
+        stage=stage, model=model, loss_fn=None, optimizer=adamw(model, groups, config, device), config=config,
         train_loader=loader, val_loader=loader, folder=folder, contents={}, device=device,
     )  # fmt: skip
 

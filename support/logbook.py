@@ -1,9 +1,11 @@
 """What a run tells: one line an epoch for the reader, one JSON line an epoch for programs (`log.jsonl`)."""
 
 import json
-import os
+import math
 from pathlib import Path
 from typing import Any
+
+from support.files import replacing
 
 
 def write_log(path: Path, history: list[dict[str, Any]]) -> None:
@@ -12,9 +14,18 @@ def write_log(path: Path, history: list[dict[str, Any]]) -> None:
     The whole file is written anew and renamed into place: after a resume from an earlier checkpoint it holds
     that run's epochs and no others.
     """
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(
+            "".join(json.dumps(_finite(entry)) + "\n" for entry in history), encoding="utf-8"
+        )
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with null for NaN and infinity, which JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }
 
 
 def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:

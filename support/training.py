@@ -11,6 +11,7 @@ Where a run stands is one object, `Progress`.  Everything random is a pure funct
 position (support/randomness.py), so a run that goes on from a checkpoint equals one that never stopped.
 """
 
+import math
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -28,51 +29,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support import checkpoints, distributed, interrupts
-from support.configuration import at_least, bounded, config_from_dict, load_config, positive
 from support.devices import autocast, choose_precision
 from support.errors import RunError, UsageError
 from support.logbook import write_log
 from support.randomness import mix
 from support.schedule import learning_rate_factor
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What the training of either stage needs to know."""
-
-    seed: int = at_least(0)  # of the order of samples, augmentation, masks and dropout
-    batch_size: int = positive()  # samples per optimizer step, over all processes and accumulation steps
-    accumulation_steps: int = positive()  # forward and backward passes per optimizer step: more saves memory
-    total_epochs: int = positive()  # length of the learning-rate schedule, warm-up included
-    warmup_epochs: float = at_least(0)  # the rate rises from learning_rate * start_factor
-    learning_rate: float = positive()  # of AdamW, at the end of the warm-up
-    start_factor: float = bounded(above=0, at_most=1)
-    min_learning_rate: float = at_least(0)  # the floor that the cosine reaches after the last step
-    weight_decay: float = at_least(0)
-    decay_matrices_only: bool  # spare biases, norms, embeddings' positions: they are no maps between features
-    beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
-    gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
-    precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where the GPU has it
-    compile: bool  # torch.compile, on a GPU only
-    num_workers: int = at_least(0)  # loader processes; 0 loads in the main process
-    keep_checkpoints: int = positive()  # newest ones kept, besides the best
-    checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
-    max_bad_steps: int = (
-        positive()
-    )  # steps in a row with a loss or gradient that is not finite, then it stops
-
-    def __post_init__(self) -> None:
-        if self.warmup_epochs >= self.total_epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs} leaves nothing of total_epochs {self.total_epochs}"
-            )
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}"
-            )
-
-
-Config = TypeVar("Config", bound=TrainingConfig)
+from support.training_config import TrainingConfig
 
 
 @dataclass
@@ -172,7 +134,7 @@ class Trainer:
                 bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
                 self._save_if_due()
         return {
-            "train_loss": progress.loss_sum / max(progress.weight, 1.0),
+            "train_loss": progress.loss_sum / progress.weight if progress.weight else math.nan,
             "learning_rate": self._rate() * config.learning_rate,
             "samples_per_second": len(self.train_loader.dataset) / progress.seconds,
             "skipped_steps": progress.skipped,
@@ -191,20 +153,15 @@ class Trainer:
                 loss, weight = self.loss_fn(to_device(batch, self.device))
             sums += torch.stack([loss.double() * weight, weight.double()])
         loss_sum, weight_sum = distributed.total(sums).tolist()
-        return {"val_loss": loss_sum / max(weight_sum, 1.0)}
+        return {"val_loss": loss_sum / weight_sum if weight_sum else math.nan}
 
     def complete(self, figures: dict[str, Any]) -> None:
         """Ends the epoch: enters its figures, saves, prunes, and prints one line for the reader."""
         progress = self.progress
         progress.epoch += 1
         progress.history.append({"epoch": progress.epoch, **figures, "seconds": round(progress.seconds, 2)})
-        progress.step, progress.skipped, progress.loss_sum, progress.weight, progress.seconds = (
-            0,
-            0,
-            0.0,
-            0.0,
-            0.0,
-        )
+        progress.step = progress.skipped = 0
+        progress.loss_sum = progress.weight = progress.seconds = 0.0
         self.save()
         if distributed.is_main():
             write_log(self.folder / "log.jsonl", progress.history)
@@ -350,78 +307,20 @@ class Trainer:
             self.save()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        progress = Progress(**state["progress"])
+        try:
+            progress = Progress(**state["progress"])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"the checkpoint does not fit this model: {error}") from error
         samples = len(self.train_loader.dataset)
         if progress.step and state["samples"] != samples:
             raise UsageError(
                 f"the checkpoint stands in the middle of an epoch of {state['samples']} samples, the data "
                 f"has {samples}; use the same data and the same -s, or a checkpoint from the end of an epoch"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
         self.progress = progress
-
-
-def run_config(
-    config_class: type[Config],
-    named: Path | None,
-    default: Path,
-    resume: dict[str, Any] | None,
-    model_keys: tuple[str, ...],
-) -> Config:
-    """The configuration of a run: the file named, else the checkpoint it goes on from, else the default.
-
-    Args:
-        config_class: what the file must fit.
-        named: `--config`, if given; on a resume it may change how to train, but not the model.
-        default: the file for a run that starts anew.
-        resume: the checkpoint to go on from, or None.
-        model_keys: the keys that say what the model is.
-
-    Raises:
-        UsageError: the file does not fit the class, or says of the model what the checkpoint does not.
-    """
-    if resume is None:
-        return load_config(named or default, config_class)
-    saved = config_from_dict(resume["config"], config_class, "the checkpoint's configuration")
-    if named is None:
-        return saved
-    config = load_config(named, config_class)
-    for key in model_keys:
-        got, expected = getattr(config, key), getattr(saved, key)
-        if got != expected:
-            raise UsageError(
-                f"{named}: {key}: the checkpoint was trained with {expected}, this file says {got}"
-            )
-    return config
-
-
-def adamw(groups: list[dict[str, Any]], config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over parameter groups that each carry their full rate as `base_lr`.
-
-    Args:
-        groups: dicts with `params` (a list of parameters) and `base_lr`.
-        config: rate, decay and betas; `decay_matrices_only` splits each group in two.
-        device: where the parameters lie; decides on the fused implementation.
-    """
-    if config.decay_matrices_only:
-        groups = [part for group in groups for part in _split_by_decay(group)]
-    for group in groups:
-        group["lr"] = group["base_lr"]
-    return torch.optim.AdamW(
-        groups,
-        betas=(0.9, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=device.type == "cuda",
-    )
-
-
-def _split_by_decay(group: dict[str, Any]) -> list[dict[str, Any]]:
-    matrices = [p for p in group["params"] if p.dim() >= 2]
-    others = [p for p in group["params"] if p.dim() < 2]
-    parts = [{**group, "params": matrices}, {**group, "params": others, "weight_decay": 0.0}]
-    return [part for part in parts if part["params"]]
 
 
 def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:

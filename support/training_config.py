@@ -1,0 +1,81 @@
+"""The settings that both stages share, and where a run takes them from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from support.configuration import at_least, bounded, config_from_dict, load_config, positive
+from support.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What the training of either stage needs to know."""
+
+    seed: int = at_least(0)  # of the order of samples, augmentation, masks and dropout
+    batch_size: int = positive()  # samples per optimizer step, over all processes and accumulation steps
+    accumulation_steps: int = positive()  # forward and backward passes per optimizer step: more saves memory
+    total_epochs: int = positive()  # length of the learning-rate schedule, warm-up included
+    warmup_epochs: float = at_least(0)  # the rate rises from learning_rate * start_factor
+    learning_rate: float = positive()  # of AdamW, at the end of the warm-up
+    start_factor: float = bounded(above=0, at_most=1)
+    min_learning_rate: float = at_least(0)  # the floor that the cosine reaches after the last step
+    weight_decay: float = at_least(0)
+    decay_matrices_only: bool  # spare biases, norms and positions: they map nothing
+    beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
+    gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
+    precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where the GPU has it
+    compile: bool  # torch.compile, on a GPU only
+    num_workers: int = at_least(0)  # loader processes; 0 loads in the main process
+    keep_checkpoints: int = positive()  # newest ones kept, besides the best
+    checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
+    max_bad_steps: int = (
+        positive()
+    )  # steps in a row with a loss or gradient that is not finite, then it stops
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs >= self.total_epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs} leaves nothing of total_epochs {self.total_epochs}"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}"
+            )
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def run_config(
+    config_class: type[Config],
+    named: Path | None,
+    default: Path,
+    resume: dict[str, Any] | None,
+    model_keys: tuple[str, ...],
+) -> Config:
+    """The configuration of a run: the file named, else the checkpoint it goes on from, else the default.
+
+    Args:
+        config_class: what the file must fit.
+        named: `--config`, if given; on a resume it may change how to train, but not the model.
+        default: the file for a run that starts anew.
+        resume: the checkpoint to go on from, or None.
+        model_keys: the keys that say what the model is.
+
+    Raises:
+        UsageError: the file does not fit the class, or says of the model what the checkpoint does not.
+    """
+    if resume is None:
+        return load_config(named or default, config_class)
+    saved = config_from_dict(resume["config"], config_class, "the checkpoint's configuration")
+    if named is None:
+        return saved
+    config = load_config(named, config_class)
+    for key in model_keys:
+        got, expected = getattr(config, key), getattr(saved, key)
+        if got != expected:
+            raise UsageError(
+                f"{named}: {key}: the checkpoint was trained with {expected}, this file says {got}"
+            )
+    return config

@@ -41,6 +41,7 @@ def wanted_members(archive: Path, pattern: Pattern[str]) -> list[zipfile.ZipInfo
     """
     with _opened(archive) as file:
         members = file.infolist()
+    _check_count(archive, members)
     seen: set[str] = set()
     for member in members:
         _check_name(archive, member)
@@ -83,10 +84,10 @@ def extract(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None
         _write(archive, missing, partial)
     if partial.exists() and not folder.exists():
         os.replace(partial, folder)
-    elif missing:
+    else:
         for member in missing:
             os.replace(partial / base_name(member), folder / base_name(member))
-        partial.rmdir()
+        shutil.rmtree(partial, ignore_errors=True)
     for member in members:
         path = folder / base_name(member)
         if path.stat().st_size != member.file_size:
@@ -159,6 +160,17 @@ def _reading(archive: Path) -> Iterator[None]:
         NotImplementedError, RuntimeError, ValueError, OverflowError,
     ) as error:  # fmt: skip
         raise BadArchiveError(f"{archive} is not a whole zip archive ({error}): fetch it again") from None
+
+
+def _check_count(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """zipfile does not miss members that a damaged length in the directory makes it step over; we do."""
+    with open(archive, "rb") as file:
+        file.seek(max(0, archive.stat().st_size - 66_000))  # the end record and the longest comment
+        end = file.read()
+    place = end.rfind(b"PK\x05\x06")
+    stated = int.from_bytes(end[place + 10 : place + 12], "little")
+    if stated not in (0xFFFF, len(members) % 0x10000):  # 0xFFFF: the count is elsewhere, as it is larger
+        raise BadArchiveError(f"{archive} lists {len(members):,} of its {stated:,} members: fetch it again")
 
 
 def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:

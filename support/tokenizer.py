@@ -78,6 +78,7 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
     """The tokenizer from `tokenizer.to_str()`, as a checkpoint keeps it; `name` is for the error message."""
     try:
         tokenizer = Tokenizer.from_str(text)
+        tokenizer.decode(tokenizer.encode("a").ids)  # some damage is met only here
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise

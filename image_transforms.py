@@ -92,10 +92,10 @@ def normalize(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"normalize expects uint8 pixels in 0..255, got {images.dtype}: normalized already?")
-    normalized = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    normalized = images.float().div_(255)
     for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD)):
         # Plain numbers, not a tensor of three: its copy to the device would make the host wait.
-        normalized[..., channel, :, :] = (images[..., channel, :, :] / 255 - mean) / std
+        normalized[..., channel, :, :].sub_(mean).div_(std)
     return normalized
 
 

@@ -1,0 +1,191 @@
+"""The scripts as a user calls them: exit codes, one line for each mistake, and what comes out at the end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import caption
+import evaluate_captioner
+import train_captioner
+import train_encoder
+from support import command_line
+from support.metrics import score
+from tests.training_cases import ROOT, train_captions, train_mae, write_config
+
+
+@pytest.fixture(scope="module")
+def quick_config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    return {name: write_config(folder, f"{name}_config.yaml") for name in ("mae", "captioner")}
+
+
+@pytest.fixture
+def trained(make_tiny_coco, tmp_path, quick_config):
+    """A data set and the checkpoints of one epoch of each stage on it."""
+    paths = make_tiny_coco(train=6, val=4, unlabeled=2)
+    train_mae(paths["data"], tmp_path / "out", quick_config["mae"], "--epochs", "1")
+    train_captions(paths["data"], tmp_path / "out", quick_config["captioner"], "-p", "last", "--epochs", "1")
+    return paths, tmp_path / "out" / "captioner" / "checkpoint1.pt"
+
+
+def ended(main, *arguments, capsys) -> tuple[int, str]:
+    """The exit code and stderr of a script called with these arguments."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        command_line.run(lambda: main([str(argument) for argument in arguments]))
+    return ending.value.code, capsys.readouterr().err
+
+
+def assert_one_clear_line(result: tuple[int, str], *words: str) -> None:
+    code, message = result
+    assert code == 2
+    assert "Traceback" not in message
+    line = message.strip().splitlines()[-1]
+    assert all(word in line for word in words), line
+
+
+def test_the_captioner_needs_to_be_told_where_to_start(capsys):
+    """The public original ran into a NameError when neither -c nor -p was given."""
+    assert_one_clear_line(
+        ended(train_captioner.main, capsys=capsys), "-p", "-c", "--from-scratch", "required"
+    )
+    both = ended(train_captioner.main, "-c", "last", "-p", "last", capsys=capsys)
+    assert_one_clear_line(both, "not allowed with")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "words"),
+    [
+        (train_encoder.main, ["--epochs", "0"], ["--epochs", "'0'", "at least 1"]),
+        (train_encoder.main, ["-s", "1.5"], ["-s", "'1.5'", "fraction"]),
+        (train_encoder.main, ["--config", "no.yaml"], ["no.yaml"]),
+        (train_encoder.main, ["--data", "nowhere"], ["nowhere", "process_coco.py"]),
+        (train_encoder.main, ["-c", "checkpoint7.pt", "--out", "nowhere"], ["checkpoint7.pt", "nowhere"]),
+        (train_captioner.main, ["-p", "last", "--out", "nowhere"], ["nowhere", "last"]),
+        (evaluate_captioner.main, ["-c", "last", "--split", "test"], ["--split", "train", "val"]),
+        (caption.main, ["-c", "last"], ["PICTURE_OR_FOLDER", "required"]),
+        (caption.main, ["-c", "last", "no_such.jpg"], ["no_such.jpg"]),
+        (caption.main, ["-c", "last", "x.jpg", "--beams", "-1"], ["--beams"]),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(main, arguments, words, capsys):
+    assert_one_clear_line(ended(main, *arguments, capsys=capsys), *words)
+
+
+def test_from_scratch_needs_no_encoder_checkpoint_and_trains_every_group(
+    make_tiny_coco, tmp_path, quick_config, monkeypatch
+):
+    monkeypatch.setattr("paths.ROOT", tmp_path)  # where the encoder's shape is read then
+    (tmp_path / "mae_config.yaml").write_text(quick_config["mae"].read_text())
+    config = write_config(tmp_path, "captioner_config.yaml", unfreeze_start_epoch=99)
+    train_captions(make_tiny_coco()["data"], tmp_path / "out", config, "--from-scratch", "--epochs", "1")
+    state = torch.load(tmp_path / "out" / "captioner" / "checkpoint1.pt", weights_only=True)
+    assert len(state["optimizer"]["state"]) == len(state["model"]), "some parameters never learned"
+
+
+def test_evaluation_ends_with_bleu4_and_writes_what_it_measured(trained, tmp_path, capsys):
+    paths, checkpoint = trained
+    results = tmp_path / "results.json"
+    evaluate_captioner.main(["-c", str(checkpoint), "--data", str(paths["data"]), "--out", str(results)])
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    captions = json.loads(results.read_text())
+    references = dict(torch.load(paths["val_im2capts"], weights_only=True))
+    assert [set(entry) for entry in captions] == [{"image_id", "caption"}] * 4
+    assert {entry["image_id"] for entry in captions} == set(references)
+    expected = score(references, {entry["image_id"]: entry["caption"] for entry in captions})
+    metrics = json.loads((tmp_path / "results_metrics.json").read_text())
+    assert metrics["metrics"] == pytest.approx(expected)
+    assert last == f"BLEU-4 {100 * expected['BLEU-4']:.2f}"
+
+
+def test_evaluation_counts_every_picture_of_the_split_once_whatever_the_batch(trained, monkeypatch, capsys):
+    paths, checkpoint = trained
+    captioned = []
+    for size in (1, 3, 64):
+        monkeypatch.setattr(evaluate_captioner, "BATCH_SIZE", size)
+        results = checkpoint.with_name(f"batch{size}.json")
+        evaluate_captioner.main(["-c", str(checkpoint), "--data", str(paths["data"]), "--out", str(results)])
+        captioned.append(json.loads(results.read_text()))
+    assert captioned[0] == captioned[1] == captioned[2]
+
+
+def test_a_checkpoint_alone_is_enough_to_caption(trained, tmp_path):
+    """No YAML, no tokenizer file, no data set: only the file, moved elsewhere."""
+    paths, checkpoint = trained
+    moved = tmp_path / "elsewhere" / "model.pt"
+    moved.parent.mkdir()
+    moved.write_bytes(checkpoint.read_bytes())
+    expected = caption.load_captioner(checkpoint).caption([Image.new("RGB", (70, 50), "red")])
+    for file in (paths["tokenizer"], checkpoint):
+        file.unlink()
+    captioner = caption.load_captioner(str(moved), "cpu")
+    assert captioner.caption([Image.new("RGB", (70, 50), "red")]) == expected
+    assert not any(module.training for module in captioner.model.modules())
+
+
+def test_captions_of_pictures_and_folders_in_order_and_the_unreadable_named(trained, tmp_path, capsys):
+    _, checkpoint = trained
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, mode in (("b.png", "RGBA"), ("a.jpg", "L"), ("c.tif", "I;16")):
+        Image.new(mode, (40, 30)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    caption.main(["-c", str(checkpoint), "--json", str(folder), str(folder / "a.jpg")])
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(entry["picture"]).name for entry in found] == ["a.jpg", "b.png", "c.tif", "a.jpg"]
+    assert found[0]["caption"] == found[3]["caption"]
+    assert all(entry["score"] <= 0 for entry in found)
+
+    (folder / "b.png").write_bytes(b"<html>not found</html>")
+    code, message = ended(caption.main, "-c", checkpoint, folder, capsys=capsys)
+    assert code == 2
+    assert "b.png" in message
+    assert "1 of 3 pictures" in message
+
+
+def test_one_beam_and_many_are_the_users_choice(trained, tmp_path, capsys):
+    _, checkpoint = trained
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
+    captioner = caption.captioner_from_state(
+        torch.load(checkpoint, weights_only=True), torch.device("cpu"), 1
+    )
+    caption.main(["-c", str(checkpoint), "--beams", "1", str(tmp_path / "blue.png")])
+    expected = captioner.caption([Image.new("RGB", (40, 30), "blue")])[0]
+    assert capsys.readouterr().out == f"{tmp_path / 'blue.png'}: {expected}\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_exit_code_says_so(signum, make_tiny_coco, tmp_path, quick_config):
+    """A real process with a loader worker, stopped in the middle of its training."""
+    paths = make_tiny_coco(train=200, val=4, unlabeled=200)
+    config = write_config(tmp_path, "mae_config.yaml", batch_size=1, num_workers=1)
+    options = ["--data", paths["data"], "--out", tmp_path / "out", "--config", config]
+    run = subprocess.Popen(
+        [sys.executable, "train_encoder.py", *map(str, options)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = tmp_path / "out" / "encoder"
+    deadline = time.monotonic() + 60
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    while not children.read_text().split() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = int(children.read_text().split()[0])
+    time.sleep(1)
+    run.send_signal(signum)
+    _, message = run.communicate(timeout=30)
+    assert run.returncode == 128 + signum, message
+    assert signum.name in message
+    (saved,) = folder.glob("checkpoint*.pt")
+    state = torch.load(saved, weights_only=True)
+    assert state["progress"]["step"] > 0
+    assert not Path(f"/proc/{worker}").exists(), "a loader worker was left behind"

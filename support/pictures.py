@@ -15,7 +15,7 @@ from support.errors import RunError
 
 # COCO's names: the id in twelve digits, more where the id has more
 NAME = re.compile(r"([0-9]{12,18})\.jpg")
-END_OF_IMAGE = b"\xff\xd9"  # the last two bytes of a JPEG
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG
 
 
 def census(folder: Path) -> list[int]:
@@ -37,23 +37,26 @@ def picture_ids(folder: Path) -> list[int]:
 def is_cut(path: Path) -> bool:
     """Whether a JPEG's end is missing, as in the file at which an unzip was interrupted.
 
-    Only a picture without the usual last bytes is decoded to see: some are whole and have bytes behind them.
+    A scan's data never hold the bytes of these markers, so that after the last scan's start
+    there is an end, or the file is cut; also where zeros follow, which decode to grey without an error.
     """
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 2))
-        return file.read() != END_OF_IMAGE and trouble(path) is not None
+        if file.read() == END_OF_IMAGE:
+            return False
+    content = path.read_bytes()
+    return content.rfind(END_OF_IMAGE) <= content.rfind(START_OF_SCAN)
 
 
 def trouble(path: Path) -> str | None:
-    """Why the picture cannot be read, or None; every pixel is decoded.
-
-    `Image.verify()` would pass a cut file, and damage inside often decodes to wrong colours without an error.
-    """
+    """Why the picture cannot be read, or None; every pixel is decoded, as `Image.verify()` does not do."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
+            if image.format == "JPEG" and is_cut(path):
+                return "its end is missing"
     except Exception as error:  # decoders raise all kinds of errors
         return " ".join(f"{type(error).__name__}: {error}".split())
     return None

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from caption import Captioner, captioner_from_state
-from coco_loader import get_coco_loader
+from coco_loader import get_coco_loader, load_processed
 from paths import CAPTIONED_SPLITS, chosen, image_name
 from support import checkpoints, command_line, distributed, interrupts
 from support.files import write_json
@@ -88,7 +88,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     captioner = captioner_from_state(state, device, options.beams)
     loader = get_coco_loader(
-        options.split, batch_size=BATCH_SIZE, transform=captioner.transform, num_workers=NUM_WORKERS,
+        options.split, batch_size=BATCH_SIZE * distributed.world_size(), transform=captioner.transform, num_workers=NUM_WORKERS,
         mode="image_first", paths=paths, subset=options.subset,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
@@ -96,7 +96,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     if not distributed.is_main():
         return
 
-    constant = constant_caption(torch.load(paths["train_im2capts"], weights_only=True))
+    constant = constant_caption(load_processed(paths, "train", "im2capts"))
     metrics = scored(references, captions)
     baseline = scored(references, dict.fromkeys(references, constant))
     results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")

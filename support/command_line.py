@@ -26,6 +26,10 @@ def run(main: Callable[[], None]) -> None:
         _leave(1, f"failed: {error}")
     except interrupts.Interrupted as interruption:
         _leave(128 + interruption.signum, f"stopped by {interruption}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # torch's signal handler: a loader process died
+            raise
+        _leave(1, f"failed: {error}")
     except BrokenPipeError:  # the reader of our output went away: `python caption.py ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -49,9 +49,14 @@ def permutation(count: int, *key: int) -> torch.Tensor:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, the CPU's global generator starts from `seed`; afterwards it stands where it stood before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(
+        seed
+    )  # torch.manual_seed would reach for the GPUs, a millisecond a call
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _signed(value: int) -> int:

@@ -2,8 +2,8 @@
 
 
 class UsageError(Exception):
-    """Wrong use: a bad flag, configuration or checkpoint, a missing or damaged input.  Exit code 2, one line."""
+    """Wrong use: a bad flag, configuration or checkpoint, a missing or damaged input.  Exit code 2."""
 
 
 class RunError(Exception):
-    """It failed while running: no disk space, no connection, too many bad pictures.  Exit code 1, one line."""
+    """It failed while running: no disk space, no connection, too many bad pictures.  Exit code 1."""

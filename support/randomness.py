@@ -52,7 +52,7 @@ def seeded(seed: int) -> Iterator[None]:
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(
         seed
-    )  # torch.manual_seed would reach for the GPUs, a millisecond a call
+    )  # torch.manual_seed also reaches for the GPUs
     try:
         yield
     finally:

@@ -88,8 +88,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     captioner = captioner_from_state(state, device, options.beams)
     loader = get_coco_loader(
-        options.split, batch_size=BATCH_SIZE * distributed.world_size(), transform=captioner.transform, num_workers=NUM_WORKERS,
-        mode="image_first", paths=paths, subset=options.subset,
+        options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
+        transform=captioner.transform, num_workers=NUM_WORKERS, paths=paths, subset=options.subset,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
     references, captions = caption_split(captioner, loader)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from support.errors import RunError
 
+LINUX = hasattr(os, "sched_getaffinity")
 WORKER_TIMEOUT = 50  # seconds the main process waits for a worker before it calls it hanging
 
 
@@ -24,13 +25,14 @@ class Loader(DataLoader):
     Args:
         dataset: has `__getitems__` and `batch` as above.
         batch_sampler: yields lists of keys.
-        num_workers: loader processes; 0 loads in this one.
+        num_workers: loader processes, no more than there are cores; 0 loads in this one.
         timeout: seconds to wait for a worker.
     """
 
     def __init__(
         self, dataset: Dataset, batch_sampler: Iterable, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
     ):
+        num_workers = min(num_workers, len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
@@ -82,7 +84,7 @@ def leave_signals_to_main_process(worker: int) -> None:
     the batch that the main process is waiting for, and with it the chance to save.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a signal does not say who sent it
+    if LINUX:  # elsewhere a signal does not say who sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it comes to the thread alone
         Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 

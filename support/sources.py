@@ -29,6 +29,8 @@ class Source:
         Raises:
             UsageError: it is not there.
         """
+        if self.is_remote and self._download(name).exists():
+            return self._download(name).stat().st_size
         if self.is_remote:
             from support.connections import remote_size  # here, so that only who downloads waits for requests
 
@@ -87,16 +89,18 @@ class Source:
     def discard(self, name: str) -> None:
         """Removes a download that is unpacked, unless it is to be kept; never the user's own archive."""
         if self.is_remote and not self.keep:
-            (self.downloads / Path(name).name).unlink(missing_ok=True)
+            self._download(name).unlink(missing_ok=True)
+
+    def _download(self, name: str) -> Path:
+        return self.downloads / Path(name).name
 
     def _fetch(self, name: str, pin: tuple[int, str, str] | None) -> Path:
         if not self.is_remote:
             return Path(self.address, name)
         from support.downloads import Pin, download
 
-        archive = self.downloads / Path(name).name
-        download(self.address + name, archive, Pin(*pin) if pin else None)
-        return archive
+        download(self.address + name, self._download(name), Pin(*pin) if pin else None)
+        return self._download(name)
 
 
 def _bytes_in(folder: Path, beginning: str = "") -> int:

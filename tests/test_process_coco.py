@@ -412,6 +412,25 @@ def test_check_lists_the_bad_pictures(source: Path, data: Path, capsys: pytest.C
     assert f"{other}: UnidentifiedImageError" in said
 
 
+def test_sample_touches_nobody_s_pictures(data: Path) -> None:
+    """Cut pictures of a drawing are drawn again; those in somebody's COCO are not ours to remove."""
+    picture = locations(data)["val_images"] / image_name(11)
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(jpeg(11)[:-300])
+    with pytest.raises(UsageError, match="not drawn by"):
+        main(["--sample", "--data", str(data)])
+    assert picture.exists()
+
+
+def test_captions_come_back_without_the_server(server: str, source: Path, data: Path) -> None:
+    """The annotations' archive stays here, so that a lost caption file costs no connection."""
+    process(server, data)
+    (source / ARCHIVES["annotations"]).unlink()
+    locations(data)["val_captions"].unlink()
+    process(server, data)
+    assert read_captions(locations(data)["val_captions"]).image_ids == IDS["val"]
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -43,7 +43,7 @@ SIDES = re.compile(r"\b(left|right)(most|side|hand\w*|wards?)?\b", re.IGNORECASE
 
 class CaptionBatch(NamedTuple):
     images: Tensor  # (B, 3, H, W) uint8
-    tokens: Tensor  # (B, T) int64: <SOS> ... <EOS>, then <PAD> up to the longest
+    tokens: Tensor  # (B·C, T) int64: <SOS> ... <EOS>, then <PAD>; C captions of an image, 1 for pairs
     image_ids: Tensor  # (B,) int64
     seeds: Tensor  # (B,) int64, each sample's own
 
@@ -62,7 +62,7 @@ class ImageBatch(NamedTuple):
 
 class CaptionSample(NamedTuple):
     image: Tensor  # (3, H, W) uint8
-    tokens: Tensor  # (T,) int64
+    tokens: Tensor  # (T,) int64, or (C, T) padded
     image_id: int
     seed: int
 
@@ -168,6 +168,44 @@ class CaptFirstDataset(CocoDataset):
     def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
         images, tokens, image_ids, seeds = zip(*samples)
         padded = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
+        return CaptionBatch(default_collate(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
+
+
+class ImageCaptionsDataset(CaptFirstDataset):
+    """The same pairs, taken image by image: each sample is an image with several of its captions.
+
+    The image is decoded and encoded once for all of them; all see the same crop.
+
+    Args: as for `CaptFirstDataset`, and
+        captions_per_image: C, most captions of a sample.  An image with more makes several samples; where
+            there are fewer, rows of padding, which no loss counts, fill up.
+    """
+
+    def __init__(self, split: str, transform: Transform, *, captions_per_image: int, **options: Any):
+        super().__init__(split, transform, **options)
+        self.captions_per_image = captions_per_image
+        self.rows = self.image_ids.argsort(stable=True)  # of `captions`, those of an image side by side
+        image_ids = self.image_ids[self.rows]
+        rows = torch.arange(len(image_ids))
+        first_of_image = torch.cat([torch.ones(1, dtype=torch.bool), image_ids[1:] != image_ids[:-1]])
+        number_in_image = rows - torch.where(first_of_image, rows, 0).cummax(dim=0).values
+        first_of_sample = (number_in_image % captions_per_image == 0).nonzero()[:, 0]
+        self.image_ids = image_ids[first_of_sample]
+        self.bounds = torch.cat([first_of_sample, rows.new_tensor([len(rows)])])
+
+    def sample(self, index: int, seed: int) -> CaptionSample:
+        rows = self.rows[self.bounds[index] : self.bounds[index + 1]]
+        image_id = int(self.image_ids[index])
+        transform = self.keep_sides if self.speaks_of_sides[rows].any() else self.transform
+        image = transformed(self.folder / image_name(image_id), transform, seed)
+        captions = [self.captions[row].long() for row in rows.tolist()]
+        captions += [captions[0].new_empty(0)] * (self.captions_per_image - len(captions))
+        return CaptionSample(image, pad_sequence(captions, True, self.pad_id), image_id, seed)  # (C, T)
+
+    def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
+        images, tokens, image_ids, seeds = zip(*samples)
+        padded = pad_sequence([captions.T for captions in tokens], True, self.pad_id)  # (B, T, C)
+        padded = padded.transpose(1, 2).flatten(0, 1)  # (B·C, T)
         return CaptionBatch(default_collate(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
 
 
@@ -308,12 +346,17 @@ def get_coco_loader(
         world_size: number of processes that share the samples.
         accumulation: micro-batches into which each rank's share of a batch is cut.
         timeout: seconds to wait for a worker before that is an error.
-        dataset_options: `paths` and `subset`, and for captions `context_length` and `pad_id`.
+        dataset_options: `paths` and `subset`, and for captions `context_length`, `pad_id` and
+            `captions_per_image`, 1 for pairs.
 
     Raises:
         UsageError: see the data sets.
     """
     kind = {"caption_first": CaptFirstDataset, "image_first": ImgFirstDataset, "image_only": ImageOnlyDataset}
+    if mode == "caption_first" and dataset_options.get("captions_per_image", 1) > 1:
+        kind["caption_first"] = ImageCaptionsDataset
+    else:
+        dataset_options.pop("captions_per_image", None)
     if mode not in kind:
         raise ValueError(f"mode is one of {', '.join(kind)}, not {mode!r}")
     dataset = kind[mode](split, transform, **dataset_options)

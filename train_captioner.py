@@ -47,6 +47,7 @@ class CaptionerConfig(TrainingConfig):
     context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
     decoder: StackConfig
     tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
+    captions_per_image: int = positive()  # 1: a sample is a pair; more: an image, encoded once, with so many
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     label_smoothing: float = bounded(at_least=0, below=1)
     unfreeze_start_epoch: int = (
@@ -122,6 +123,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
     pairs = {
+        "captions_per_image": config.captions_per_image,
         "pad_id": pad_id,
         "context_length": config.context_length,
         "batch_size": config.batch_size,
@@ -184,8 +186,9 @@ def caption_loss(
     """
     inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]  # (B, T): the label of a token is the next one
     logits = network(normalize(batch.images), inputs)  # (B, T, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over V is none for bfloat16
     loss = F.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing
+        logits.flatten(0, 1), labels.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing
     )
     return loss, (labels != pad_id).sum()
 

@@ -43,7 +43,8 @@ class DecoderLayer(nn.Module):
 
         def attend_to_memory(y: Tensor) -> Tensor:
             keys, values = self.cross_attention.project(memory) if cache is None else cache.memory
-            return self.cross_attention(y, keys, values, weights=cross_weights)
+            queries = y.reshape(len(keys), -1, y.shape[2])  # (B, C·T, D): sequences of one memory, end to end
+            return self.cross_attention(queries, keys, values, weights=cross_weights).view_as(y)
 
         x = self.self_attention_residual(x, attend_to_self)
         x = self.cross_attention_residual(x, attend_to_memory)
@@ -73,13 +74,13 @@ class TransformerDecoder(nn.Module):
         """Embedded tokens to features; a token sees itself and the tokens before it.
 
         Args:
-            x: (B, T, D) whole sequences; or, with a cache, (B·W, T, D), the tokens that follow those it
-                holds, the beams of a source side by side.
+            x: (B, T, D) whole sequences, or (B·C, T, D), C sequences of each memory side by side; or, with a
+                cache, (B·W, T, D), the tokens that follow those it holds, the beams of a source side by side.
             memory: (B, S, M) the encoder's output.  Not looked at when there is a cache: it holds all of it
                 that is needed.
             cache: from `new_cache`; takes in the new tokens.
             cross_weights: a list to which each layer, from the bottom up, appends where it looked:
-                (B, H, T, S), or (B, H, W·T, S) with a cache.
+                (B, H, C·T, S), or (B, H, W·T, S) with a cache.
 
         Returns:
             The features, shaped as x.

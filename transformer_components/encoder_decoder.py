@@ -30,7 +30,7 @@ class TransformerEncoderDecoder(nn.Module):
 
         Args:
             source: what the encoder takes.
-            tokens: (B, T) int64.
+            tokens: (B, T) int64; or (B·C, T), C sequences of each source side by side, which is encoded once.
             cross_weights: a list to which each decoder layer appends where it looked, (B, H, T, S).
         """
         return self.decoder(tokens, self.encoder(source), cross_weights=cross_weights)

@@ -1,0 +1,89 @@
+"""Captions by image compute what pairs do: the same pairs, the same loss, the same gradients."""
+
+import pytest
+import torch
+
+from coco_loader import CaptFirstDataset, ImageCaptionsDataset, get_coco_loader
+from image_captioner import build_captioner
+from image_transforms import EvaluationTransform, TrainingTransform
+from support.tokenizer import PAD, load_tokenizer
+from tests.training_cases import STACK
+from train_captioner import caption_loss
+from transformer_components import StackConfig
+
+
+@pytest.fixture
+def uneven_coco(tiny_coco):
+    """Tiny COCO with 0 to 7 captions an image, an image's captions not side by side in the file."""
+    entries = torch.load(tiny_coco["train_tokenized"], weights_only=True)
+    ids = sorted({entry["image_id"] for entry in entries})
+    numbers = dict(zip(ids, (7, 5, 1, 0, 3, 6)))
+    captions = [entry["caption"] for entry in entries]
+    uneven = [
+        {"image_id": image_id, "caption": captions[(3 * number + image_id) % len(captions)]}
+        for number in range(7)
+        for image_id in ids
+        if number < numbers[image_id]
+    ]
+    torch.save(uneven, tiny_coco["train_tokenized"])
+    return tiny_coco
+
+
+@pytest.mark.parametrize("per_image", [2, 5, 9])
+def test_the_samples_hold_every_pair_once(uneven_coco, per_image):
+    pairs = CaptFirstDataset("train", EvaluationTransform(16), paths=uneven_coco)
+    grouped = ImageCaptionsDataset(
+        "train", EvaluationTransform(16), paths=uneven_coco, captions_per_image=per_image
+    )
+    expected = sorted((pair.image_id, tuple(pair.tokens.tolist())) for pair in pairs)
+    found = []
+    for sample in grouped:
+        assert len(sample.tokens) == per_image
+        rows = [tuple(token for token in row if token != pairs.pad_id) for row in sample.tokens.tolist()]
+        found += [(sample.image_id, row) for row in rows if row]
+    assert sorted(found) == expected
+    assert len(grouped) == sum(-(-number // per_image) for number in (7, 5, 1, 3, 6))
+
+
+def test_one_caption_about_sides_keeps_the_image_from_being_mirrored(tiny_coco):
+    dataset = ImageCaptionsDataset(
+        "train", TrainingTransform(16, (1, 1), (4 / 3, 4 / 3), 1.0), paths=tiny_coco, captions_per_image=5
+    )
+    upright = ImageCaptionsDataset(
+        "train", TrainingTransform(16, (1, 1), (4 / 3, 4 / 3), 0.0), paths=tiny_coco, captions_per_image=5
+    )
+    assert all(torch.equal(one.image, other.image) for one, other in zip(dataset, upright))
+
+
+def test_loss_and_gradients_are_those_of_the_pairs_taken_one_by_one(uneven_coco):
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(uneven_coco["tokenizer"])
+    pad_id = tokenizer.token_to_id(PAD)
+    model = build_captioner(
+        16, 8, StackConfig(**STACK), StackConfig(**STACK), tokenizer.get_vocab_size(), 30
+    ).double()
+    options = {"transform": EvaluationTransform(16), "paths": uneven_coco}
+    gradients, losses = [], []
+    for batch_size, per_image in ((1, 1), (6, 5)):
+        model.zero_grad()
+        loss_sum = weight_sum = 0.0
+        for batch in get_coco_loader("train", batch_size, captions_per_image=per_image, **options):
+            loss, weight = caption_loss(
+                lambda images, tokens: model(images.double(), tokens), batch, pad_id, 0.1
+            )
+            loss_sum, weight_sum = loss_sum + loss * weight, weight_sum + weight
+        (loss_sum / weight_sum).backward()
+        losses.append(loss_sum / weight_sum)
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-10)
+    for one, other in zip(*gradients):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_sequences_of_one_memory_side_by_side_equal_memories_repeated():
+    torch.manual_seed(0)
+    model = build_captioner(16, 8, StackConfig(**STACK), StackConfig(**STACK), 50, 30).double()
+    images, tokens = torch.randn(3, 3, 16, 16, dtype=torch.double), torch.randint(50, (6, 9))
+    together = model(images, tokens)
+    repeated = model(images.repeat_interleave(2, dim=0), tokens)
+    assert (together - repeated).abs().max() < 1e-10

@@ -1,5 +1,6 @@
 # make sample   the whole pipeline on the drawn sample data set, on a CPU, in minutes
 # make test     the tests
+# make faults   the long ones: kills, damage and hostile input, at full length
 # make lint     what CI checks before them
 # Each sets up .venv by itself.
 
@@ -8,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample test lint faults clean
+.PHONY: sample test faults lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,10 +21,13 @@ sample: $(VENV)/.installed
 	$(RUN) train_encoder.py --sample
 	$(RUN) train_captioner.py --sample -p last
 	$(RUN) evaluate_captioner.py --sample -c last
-	$(RUN) caption.py --sample -c last data/sample/test2017 --limit 6
+	$(RUN) caption.py --sample -c last $$(ls data/sample/val2017/*.jpg | head -n 6)
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+faults: $(VENV)/.installed
+	$(RUN) -m pytest $(PYTEST_FLAGS) -o addopts="-q --import-mode=importlib" --timeout 1800 tests/faults
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -172,7 +172,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                 figures["bleu4"] = scored(*caption_split(captioner, picture_loader))["BLEU-4"]
             trainer.complete(figures)
             if distributed.is_main():
-                print(epoch_line(trainer.progress.history[-1], config.total_epochs, "pairs"), flush=True)
+                unit = "pairs" if config.captions_per_image == 1 else "pictures"
+                print(epoch_line(trainer.progress.history[-1], config.total_epochs, unit), flush=True)
                 show_captions(captioner, picture_loader.dataset)
 
 

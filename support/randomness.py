@@ -50,9 +50,7 @@ def permutation(count: int, *key: int) -> torch.Tensor:
 def seeded(seed: int) -> Iterator[None]:
     """Inside, the CPU's global generator starts from `seed`; afterwards it stands where it stood before."""
     before = torch.get_rng_state()
-    torch.default_generator.manual_seed(
-        seed
-    )  # torch.manual_seed also reaches for the GPUs
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also reaches for the GPUs
     try:
         yield
     finally:

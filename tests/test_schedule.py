@@ -5,7 +5,13 @@ import torch
 
 from support.schedule import learning_rate_factor
 
-SETTINGS = {"updates_per_epoch": 7, "warmup_epochs": 2, "total_epochs": 9, "start_factor": 0.05, "floor": 0.01}
+SETTINGS = {
+    "updates_per_epoch": 7,
+    "warmup_epochs": 2,
+    "total_epochs": 9,
+    "start_factor": 0.05,
+    "floor": 0.01,
+}
 
 
 def test_it_is_torchs_linear_warm_up_and_cosine_annealing_per_step():

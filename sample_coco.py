@@ -28,7 +28,7 @@ from support.illustration import Placed, illustrate
 from support.scenes import Scene, Thing, extent, invent
 from support.things import THINGS
 
-SIZES = {"train": 2600, "val": 400, "test": 60, "unlabeled": 1000}  # pictures
+SIZES = {"train": 6000, "val": 400, "test": 60, "unlabeled": 1000}  # pictures
 FIRST_ID = {
     "train": 1,
     "val": 100_001,

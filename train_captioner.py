@@ -50,9 +50,10 @@ class CaptionerConfig(TrainingConfig):
     captions_per_image: int = positive()  # 1: a sample is a pair; more: an image, encoded once, with so many
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     label_smoothing: float = bounded(at_least=0, below=1)
-    unfreeze_start_epoch: int = (
-        positive()
-    )  # in this epoch the top encoder layer starts to learn, then one an epoch
+    unfreeze_start_epoch: (
+        int  # in it the top encoder layer starts to learn, then one group more an epoch; below
+    )
+    # 1, several have started in the first epoch
     layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
     num_beams: int = positive()
     length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
@@ -116,7 +117,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     groups = parameter_groups(
         model, config.learning_rate, 1.0 if contents["from_scratch"] else config.layer_decay
     )
-    optimizer = adamw(model, groups, config, device)
+    optimizer = adamw(model, groups, config)
 
     common = {
         "paths": paths, "num_workers": config.num_workers, "subset": options.subset, "seed": config.seed,
@@ -160,12 +161,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     with trainer:
         for epoch in trainer.epochs(options.epochs):
-            thawed = (
-                len(groups)
-                if contents["from_scratch"]
-                else 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)
-            )
-            unfreeze(groups, thawed)
+            thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start
+            unfreeze(groups, len(groups) if contents["from_scratch"] else thawed)
             figures = trainer.train()
             figures |= trainer.validate()
             if epoch % config.eval_freq == 0 or epoch == config.total_epochs:

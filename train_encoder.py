@@ -78,7 +78,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     auto_encoder = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
     auto_encoder.to(device)
     groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
-    optimizer = adamw(auto_encoder, groups, config, device)
+    optimizer = adamw(auto_encoder, groups, config)
     common = {
         "paths": paths, "mode": "image_only", "batch_size": config.batch_size, "seed": config.seed,
         "num_workers": config.num_workers, "subset": options.subset,

@@ -135,7 +135,7 @@ def new_trainer(
 ) -> Trainer:  # fmt: skip
     loader = Repeated(to_device(batch, device), steps)
     return Trainer(
-        stage=stage, model=model, loss_fn=None, optimizer=adamw(model, groups, config, device), config=config,
+        stage=stage, model=model, loss_fn=None, optimizer=adamw(model, groups, config), config=config,
         train_loader=loader, val_loader=loader, folder=folder, contents={}, device=device,
     )  # fmt: skip
 

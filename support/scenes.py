@@ -18,7 +18,7 @@ SIZES = {"small": 0.7, "plain": 1.0, "big": 1.4}  # times the height that `THING
 
 # How often each layout is drawn, of 100.  The things of a scene are in this order:
 # beside (left, right), behind (rear, front), above (upper, lower), row and beside_and_sky likewise.
-LAYOUTS = {"alone": 32, "beside": 22, "behind": 12, "above": 16, "row": 9, "beside_and_sky": 9}
+LAYOUTS = {"alone": 44, "beside": 20, "behind": 10, "above": 14, "row": 6, "beside_and_sky": 6}
 IN_A_ROW = {"beside": 2, "row": 3, "beside_and_sky": 2}  # so many of the first things stand side by side
 
 

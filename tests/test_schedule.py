@@ -15,7 +15,7 @@ SETTINGS = {
 
 
 def test_it_is_torchs_linear_warm_up_and_cosine_annealing_per_step():
-    """The public original moved the rate once an epoch, so that its warm-up was a staircase of eight steps."""
+    """The public original moved the rate once an epoch: a staircase of eight steps for a warm-up."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     warmup, total = 2 * 7, 9 * 7

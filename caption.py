@@ -57,14 +57,19 @@ class Captioner:
     def decode(self, images: torch.Tensor) -> list[list[Hypothesis]]:
         """Beam search on transformed pictures (B, 3, H, W) uint8; each one's best hypothesis first."""
         images = normalize(images.to(self.device))
-        with autocast(self.device, self.precision):
-            return self.model.generate(
-                images,
-                self.options,
-                start_token=self.tokenizer.token_to_id(SOS),
-                end_token=self.tokenizer.token_to_id(EOS),
-                forbidden_tokens=[self.tokenizer.token_to_id(token) for token in (PAD, SOS, UNK)],
-            )
+        # A search can take longer than a scheduler waits, so it looks for signals at every token.
+        hook = self.model.decoder.register_forward_pre_hook(lambda *_: interrupts.check())
+        try:
+            with autocast(self.device, self.precision):
+                return self.model.generate(
+                    images,
+                    self.options,
+                    start_token=self.tokenizer.token_to_id(SOS),
+                    end_token=self.tokenizer.token_to_id(EOS),
+                    forbidden_tokens=[self.tokenizer.token_to_id(token) for token in (PAD, SOS, UNK)],
+                )
+        finally:
+            hook.remove()
 
     def text(self, hypothesis: Hypothesis) -> str:
         """The words of a hypothesis."""

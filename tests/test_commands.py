@@ -15,7 +15,7 @@ import caption
 import evaluate_captioner
 import train_captioner
 import train_encoder
-from support import command_line
+from support import command_line, interrupts
 from support.metrics import score
 from tests.training_cases import ROOT, train_captions, train_mae, write_config
 
@@ -189,3 +189,16 @@ def test_a_signal_saves_and_the_exit_code_says_so(signum, make_tiny_coco, tmp_pa
     state = torch.load(saved, weights_only=True)
     assert state["progress"]["step"] > 0
     assert not Path(f"/proc/{worker}").exists(), "a loader worker was left behind"
+
+
+def test_a_signal_stops_a_beam_search_at_the_next_token(trained, monkeypatch):
+    _, checkpoint = trained
+    captioner = caption.load_captioner(checkpoint)
+    steps = []
+    captioner.model.decoder.register_forward_pre_hook(lambda *_: steps.append(1))
+    monkeypatch.setattr(interrupts, "_received", signal.SIGTERM)
+    with pytest.raises(interrupts.Interrupted):
+        captioner.caption([Image.new("RGB", (40, 30))])
+    assert len(steps) == 1
+    monkeypatch.setattr(interrupts, "_received", None)
+    assert isinstance(captioner.caption([Image.new("RGB", (40, 30))])[0], str)

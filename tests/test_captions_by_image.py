@@ -5,7 +5,7 @@ import torch
 
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset, get_coco_loader
 from image_captioner import build_captioner
-from image_transforms import EvaluationTransform, TrainingTransform
+from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from support.tokenizer import PAD, load_tokenizer
 from tests.training_cases import STACK
 from train_captioner import caption_loss
@@ -43,6 +43,17 @@ def test_the_samples_hold_every_pair_once(uneven_coco, per_image):
         found += [(sample.image_id, row) for row in rows if row]
     assert sorted(found) == expected
     assert len(grouped) == sum(-(-number // per_image) for number in (7, 5, 1, 3, 6))
+
+
+def test_each_image_is_decoded_once_an_epoch(tiny_coco, monkeypatch):
+    """The public original decoded each image five times an epoch, once for every caption."""
+    decoded = []
+    monkeypatch.setattr("coco_loader.load_image", lambda path: decoded.append(path.name) or load_image(path))
+    loader = get_coco_loader(
+        "train", 4, EvaluationTransform(16), shuffle=True, captions_per_image=5, paths=tiny_coco
+    )
+    assert sum(len(batch.tokens) for batch in loader) == 30
+    assert sorted(decoded) == sorted(path.name for path in tiny_coco["train_images"].iterdir())
 
 
 def test_one_caption_about_sides_keeps_the_image_from_being_mirrored(tiny_coco):

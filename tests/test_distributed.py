@@ -20,6 +20,7 @@ def torchrun(script: str, *options: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(300)
 def test_two_ranks_train_as_one_process_does(make_tiny_coco, tmp_path):
     """Captions of uneven length, a last batch of one sample, and a validation split that does not divide."""
     paths = make_tiny_coco(

@@ -62,6 +62,18 @@ def test_two_epochs_and_one_more_equal_three_in_one_go(run, stage, tmp_path):
     assert_same(state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage))
 
 
+def test_a_run_is_a_function_of_its_seed(run, tmp_path):
+    """The public original set no seed, so that no figure of it can be had again."""
+    for out, seed in (("first", 5), ("again", 5), ("other", 6)):
+        torch.manual_seed(hash(out))
+        run("encoder", f"seed_{out}", "--epochs", "1", seed=seed)
+    first, again, other = (
+        state_of(tmp_path / f"seed_{out}", "encoder") for out in ("first", "again", "other")
+    )
+    assert_same(first, again)
+    assert first["progress"]["history"] != other["progress"]["history"]
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "stops"),
     [

@@ -1,6 +1,7 @@
 """Fixtures for all tests: tiny data sets in COCO's layout, already processed, drawn on the spot."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from paths import image_name, locations
+
+# Tests run side by side; two processes with a thread for each core mostly wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
 
 SPECIAL_TOKENS = ("<PAD>", "<SOS>", "<EOS>", "<UNK>")
 COLOURS = ("red", "green", "blue", "yellow")

@@ -107,10 +107,13 @@ def captioner_from_state(
     state: dict[str, Any], device: torch.device, num_beams: int | None = None
 ) -> Captioner:
     """The captioner whose checkpoint holds `state`, ready to use; `num_beams` replaces the checkpoint's."""
-    captioner = new_captioner(state, device)
+    try:
+        captioner = new_captioner(state, device)
+        captioner.model.load_state_dict(state["model"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the checkpoint holds no captioner that fits together: {error}") from error
     if num_beams is not None:
         captioner.options = replace(captioner.options, num_beams=num_beams)
-    captioner.model.load_state_dict(state["model"])
     captioner.model.eval()
     return captioner
 

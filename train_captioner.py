@@ -12,6 +12,7 @@ end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, which alon
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from image_transforms import TrainingTransform, normalize
 from paths import chosen
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import at_least, bounded, config_to_dict, load_config, positive
+from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.tokenizer import load_tokenizer
@@ -41,19 +43,15 @@ MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings") 
 class CaptionerConfig(TrainingConfig):
     """The keys of `captioner_config.yaml`.  The encoder's shape comes from its checkpoint."""
 
-    vocabulary_size: int = (
-        positive()
-    )  # the most entries that the tokenizer may have; the model takes what it has
+    vocabulary_size: int = positive()  # the most pieces the tokenizer may have; the model has as many as it
     context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
     decoder: StackConfig
     tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
     captions_per_image: int = positive()  # 1: a sample is a pair; more: an image, encoded once, with so many
-    crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     label_smoothing: float = bounded(at_least=0, below=1)
-    unfreeze_start_epoch: (
-        int  # in it the top encoder layer starts to learn, then one group more an epoch; below
-    )
-    # 1, several have started in the first epoch
+    # The epoch in which the top encoder layer starts to learn; each later one unfreezes one group more.
+    # Below 1, several learn from the first epoch on.
+    unfreeze_start_epoch: int
     layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
     num_beams: int = positive()
     length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
@@ -94,29 +92,18 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 2. The elements of the training loop
 
-    if resume:
-        encoder_shape, tokenizer_json = resume["encoder"], resume["tokenizer"]
-    else:
-        tokenizer_json = load_tokenizer(paths["tokenizer"]).to_str()
-        encoder_shape = (
-            pretrained["config"]
-            if pretrained
-            else config_to_dict(load_config(paths["mae_config"], MaeConfig))
-        )
-        encoder_shape = {key: encoder_shape[key] for key in ("image_size", "patch_size", "encoder")}
+    from_scratch = resume["from_scratch"] if resume else options.from_scratch
     contents = {
         "config": config_to_dict(config),
-        "encoder": encoder_shape,
-        "tokenizer": tokenizer_json,
-        "from_scratch": resume["from_scratch"] if resume else options.from_scratch,
+        "encoder": resume["encoder"] if resume else encoder_shape(pretrained, paths["mae_config"]),
+        "tokenizer": chosen_tokenizer(paths["tokenizer"], config, resume),
+        "from_scratch": from_scratch,
     }
     captioner = new_captioner(contents, device)
     model, pad_id = captioner.model, captioner.pad_id
     if pretrained:
         load_encoder(model.encoder, pretrained["model"])
-    groups = parameter_groups(
-        model, config.learning_rate, 1.0 if contents["from_scratch"] else config.layer_decay
-    )
+    groups = parameter_groups(model, config.learning_rate, 1.0 if from_scratch else config.layer_decay)
     optimizer = adamw(model, groups, config)
 
     common = {
@@ -162,7 +149,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     with trainer:
         for epoch in trainer.epochs(options.epochs):
             thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start
-            unfreeze(groups, len(groups) if contents["from_scratch"] else thawed)
+            unfreeze(groups, len(groups) if from_scratch else thawed)
             figures = trainer.train()
             figures |= trainer.validate()
             if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
@@ -172,6 +159,32 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                 unit = "pairs" if config.captions_per_image == 1 else "pictures"
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, unit), flush=True)
                 show_captions(captioner, picture_loader.dataset)
+
+
+def encoder_shape(pretrained: dict[str, Any] | None, mae_config: Path) -> dict[str, Any]:
+    """The encoder's sizes: of its checkpoint, or of the YAML where it is to learn from scratch."""
+    config = pretrained["config"] if pretrained else config_to_dict(load_config(mae_config, MaeConfig))
+    return {key: config[key] for key in ("image_size", "patch_size", "encoder")}
+
+
+def chosen_tokenizer(path: Path, config: CaptionerConfig, resume: dict[str, Any] | None) -> str:
+    """The tokenizer of the data, as JSON; what a checkpoint has learned is bound to its pieces.
+
+    Raises:
+        UsageError: it is not that of the checkpoint, or larger than the configuration allows.
+    """
+    tokenizer = load_tokenizer(path)
+    if resume and resume["tokenizer"] != tokenizer.to_str():
+        raise UsageError(
+            f"{path}: not the tokenizer of the checkpoint, so its captions are numbered otherwise; name "
+            "the data root that the checkpoint was trained on with --data, or start anew with -p"
+        )
+    if tokenizer.get_vocab_size() > config.vocabulary_size:
+        raise UsageError(
+            f"{path} has {tokenizer.get_vocab_size()} pieces, and vocabulary_size allows "
+            f"{config.vocabulary_size}; raise it, or train the tokenizer again"
+        )
+    return tokenizer.to_str()
 
 
 def caption_loss(
@@ -221,9 +234,13 @@ def unfreeze(groups: list[dict[str, Any]], count: int) -> None:
 def load_encoder(encoder: ImageEncoder, auto_encoder: dict[str, torch.Tensor]) -> None:
     """Takes the ViT's weights out of the state of an `ImageAutoEncoder`."""
     prefix = "encoder."
-    encoder.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in auto_encoder.items() if name.startswith(prefix)}
-    )
+    weights = {
+        name.removeprefix(prefix): value for name, value in auto_encoder.items() if name.startswith(prefix)
+    }
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"the encoder's checkpoint does not fit its own sizes: {error}") from error
 
 
 if __name__ == "__main__":

@@ -48,7 +48,14 @@ class MaeConfig(TrainingConfig):
     decoder: StackConfig  # discarded after this stage
     normalize_targets: bool  # each target patch by its own mean and variance (He et al. 2021, section 4.1)
     splits: tuple[str, ...]  # whose pictures to train on
-    crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
+        patches = (self.image_size // self.patch_size) ** 2
+        if not 0 < round(patches * self.masking_ratio) < patches:
+            raise ValueError(f"masking_ratio: {self.masking_ratio} of {patches} patches masks none or all")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,6 +26,7 @@ class TrainingConfig:
     gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
     precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where the GPU has it
     compile: bool  # torch.compile, on a GPU only
+    crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     num_workers: int = at_least(0)  # loader processes; 0 loads in the main process
     keep_checkpoints: int = positive()  # newest ones kept, besides the best
     checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
@@ -34,6 +35,10 @@ class TrainingConfig:
     )  # steps in a row with a loss or gradient that is not finite, then it stops
 
     def __post_init__(self) -> None:
+        if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(
+                f"crop_scale: expected two numbers, the lesser first; got {list(self.crop_scale)}"
+            )
         if self.warmup_epochs >= self.total_epochs:
             raise ValueError(
                 f"warmup_epochs: {self.warmup_epochs} leaves nothing of total_epochs {self.total_epochs}"

@@ -259,3 +259,27 @@ def test_the_middle_of_an_epoch_is_the_middle_of_that_data_only(run, monkeypatch
     monkeypatch.undo()
     with pytest.raises(UsageError, match=r"middle of an epoch of 13 samples, the data has \d"):
         run("encoder", "out", "-c", "last", "--epochs", "1", "-s", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("encoder", {"patch_size": 7}, "patch_size: 7 does not divide image_size 32"),
+        ("encoder", {"masking_ratio": 0.01}, "masking_ratio: 0.01 of 16 patches masks none"),
+        ("encoder", {"crop_scale": [0.9, 0.2]}, "crop_scale: expected two numbers, the lesser first"),
+        ("encoder", {"warmup_epochs": 4}, "warmup_epochs: 4.0 leaves nothing of total_epochs 4"),
+        ("captioner", {"min_learning_rate": 0.1}, "min_learning_rate: 0.1 is above learning_rate 0.001"),
+        ("captioner", {"vocabulary_size": 9}, r"tokenizer.json has \d+ pieces, and vocabulary_size allows 9"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named(run, stage, changes, message):
+    with pytest.raises(UsageError, match=message):
+        run(stage, "out", **changes)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(run, tmp_path):
+    run("captioner", "out", "--epochs", "1")
+    tokenizer = tmp_path / "coco" / "processed" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("yellow", "gold"))
+    with pytest.raises(UsageError, match="not the tokenizer of the checkpoint"):
+        run("captioner", "out", "-c", "last", "--epochs", "2")

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from paths import image_name, locations
+from support import interrupts
 
 # Tests run side by side; two processes with a thread for each core mostly wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -27,6 +29,16 @@ TEMPLATES = (
     "a square that is {0} hangs on a bright {1} wall",
 )
 WORDS = sorted({word for template in TEMPLATES for word in template.lower().replace(",", " ,").split()})
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    """A script called in this process takes over the signals; the next test finds them as before."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    interrupts._received = None
 
 
 @pytest.fixture

@@ -433,6 +433,7 @@ def test_an_interrupt_within_a_save_leaves_no_temporary_file(tmp_path, monkeypat
     def interrupt(*arguments):
         signal.raise_signal(signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 1)

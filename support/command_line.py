@@ -56,7 +56,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         type=fraction,
         default=1.0,
-        help="train on this part of the pictures",
+        help="use this part of the pictures, of train and of val",
     )
     parser.add_argument("--epochs", metavar="N", type=positive_int, help="stop when N are completed in all")
 

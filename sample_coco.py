@@ -2,7 +2,7 @@
 
     python sample_coco.py [--data data/sample] [--seed 0]
 
-Four thousand pictures in about 20 s of one core.  A scene is one to three coloured things on one of four
+Some 7,500 pictures in about 25 s of one core.  A scene is one to three coloured things on one of four
 grounds, captioned as five people would word it.  Everything about a picture is a pure function of (seed,
 split, index): the same seed gives the same bytes on every run, however many processes draw.  Six of the 48
 pairs of colour and thing (`NEW_PAIRS`) occur in val and test only, which so ask for new combinations.

@@ -59,6 +59,11 @@ def select_patches(patches: Tensor, positions: Tensor) -> Tensor:
     return torch.gather(patches, 1, positions[:, :, None].expand(-1, -1, patches.shape[2]))
 
 
+def masked_pixels(images: Tensor, masked: Tensor, patch_size: int) -> Tensor:
+    """What the autoencoder should predict: the true pixels (B, M, P·P·3) of the masked patches (B, M)."""
+    return select_patches(patchify(images, patch_size), masked)
+
+
 def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tuple[Tensor, Tensor]:
     """Deals the patches of each image out into kept and masked ones (He et al. 2021, section 3).
 
@@ -236,10 +241,6 @@ class ImageAutoEncoder(nn.Module):
             Predicted pixels (B, M, P·P·3), or (B, N, P·P·3), which `unpatchify` makes a picture.
         """
         return self.decoder(self.encoder(images, kept), kept, masked)
-
-    def targets(self, images: Tensor, masked: Tensor) -> Tensor:
-        """What `forward` should have predicted: the true pixels (B, M, P·P·3) of the masked patches."""
-        return select_patches(patchify(images, self.patch_size), masked)
 
 
 class CaptionDecoder(nn.Module):

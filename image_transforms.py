@@ -30,7 +30,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAE_CROP_SCALE = (0.2, 1.0)  # fraction of the picture's area; the write-up's "big variance in scale"
-CAPTION_CROP_SCALE = (0.5, 1.0)  # gentler: a caption must not name what the crop has cut away
 
 
 # ---------------------------------------------------------------------------------------- transforms

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from coco_loader import ImageBatch, get_coco_loader
-from image_captioner import ImageAutoEncoder, normalise_patches, patchify, random_masking, select_patches
+from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
 from support import checkpoints, command_line, devices, distributed
@@ -142,7 +142,7 @@ def reconstruction_loss(
     num_patches = (config.image_size // config.patch_size) ** 2
     kept, masked = random_masking(batch.seeds, num_patches, config.masking_ratio)  # (B, K), (B, M)
     predicted = network(images, kept, masked)  # (B, M, P*P*3)
-    target = select_patches(patchify(images, config.patch_size), masked)  # (B, M, P*P*3)
+    target = masked_pixels(images, masked, config.patch_size)  # (B, M, P*P*3)
     if config.normalize_targets:
         target, _, _ = normalise_patches(target)
     return F.mse_loss(predicted.float(), target), torch.tensor(masked.numel(), device=masked.device)

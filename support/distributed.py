@@ -52,13 +52,6 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def largest(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise maximum of `values` over all processes, in every process.  Works in place."""
-    if world_size() > 1:
-        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
-    return values
-
-
 def gathered(item: object) -> list:
     """Every process's `item`, in the order of ranks, in every process."""
     if world_size() == 1:

@@ -156,7 +156,7 @@ class Trainer:
         return {"val_loss": loss_sum / weight_sum if weight_sum else math.nan}
 
     def complete(self, figures: dict[str, Any]) -> None:
-        """Ends the epoch: enters its figures, saves, prunes, and prints one line for the reader."""
+        """Ends the epoch: enters its figures, saves, prunes, and writes the log."""
         progress = self.progress
         progress.epoch += 1
         progress.history.append({"epoch": progress.epoch, **figures, "seconds": round(progress.seconds, 2)})
@@ -212,8 +212,9 @@ class Trainer:
         """
         progress, config = self.progress, self.config
         self.model.train()
+        rate = self._rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self._rate()
+            group["lr"] = group["base_lr"] * rate
         torch.manual_seed(mix(config.seed, progress.epoch, progress.step, distributed.rank()))  # dropout
 
         # Every process adds up gradients of loss sums; a division by the global weight makes them the mean's.
@@ -223,9 +224,7 @@ class Trainer:
             with self._synchronised(number == len(micro_batches)):
                 with autocast(self.device, self.precision):
                     loss, weight = self.loss_fn(to_device(batch, self.device))
-                weight = (
-                    weight * planned.real
-                )  # 0 for a stand-in, where there are fewer samples than processes
+                weight = weight * planned.real  # 0 for a stand-in: there are fewer samples than processes
                 self.scaler.scale(loss * (weight / config.batch_size)).backward()
             sums[:2] += torch.stack([loss.detach().double() * weight, weight.double()])
         sums[2] = interrupts.received() is not None

@@ -46,6 +46,7 @@ class CaptionBatch(NamedTuple):
     tokens: Tensor  # (B·C, T) int64: <SOS> ... <EOS>, then <PAD>; C captions of an image, 1 for pairs
     image_ids: Tensor  # (B,) int64
     seeds: Tensor  # (B,) int64, each sample's own
+    unreadable: tuple[str, ...] = ()  # why samples were left out: training skips them
 
 
 class ReferenceBatch(NamedTuple):
@@ -58,6 +59,7 @@ class ImageBatch(NamedTuple):
     images: Tensor  # (B, 3, H, W) uint8
     image_ids: Tensor  # (B,) int64
     seeds: Tensor  # (B,) int64, each sample's own
+    unreadable: tuple[str, ...] = ()  # why samples were left out: training skips them
 
 
 class CaptionSample(NamedTuple):
@@ -87,9 +89,14 @@ Batch = CaptionBatch | ReferenceBatch | ImageBatch
 
 
 class CocoDataset(Dataset):
-    """What the three data sets share.  Each has its own `sample(index, seed)` and `collate(samples)`."""
+    """What the three data sets share.
+
+    Each has its own `sample(index, seed)` and `collate(samples)`; those for training also `stand_in()`, a
+    sample with a black picture, which no loss counts: the batch where none of its own could be read.
+    """
 
     image_ids: Tensor  # (samples,) int64, the picture of each sample
+    skip_unreadable = False  # True, for training only: a batch leaves out what cannot be read, and says so
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -108,9 +115,13 @@ class CocoDataset(Dataset):
         return samples_or_errors(self, keys)
 
     def batch(self, samples: Sequence[Sample | RunError]) -> Batch | RunError:
-        """The batch of some samples, or the first error among them."""
+        """The batch of some samples; or, unless they are to be skipped, the first error among them."""
         errors = [sample for sample in samples if isinstance(sample, RunError)]
-        return errors[0] if errors else self.collate(samples)
+        if errors and not self.skip_unreadable:
+            return errors[0]
+        readable = [sample for sample in samples if not isinstance(sample, RunError)]
+        batch = self.collate(readable or [self.stand_in()])
+        return batch._replace(unreadable=tuple(map(str, errors))) if errors else batch
 
 
 class CaptFirstDataset(CocoDataset):
@@ -159,11 +170,22 @@ class CaptFirstDataset(CocoDataset):
             spoken = (SIDES.search(tokenizer.decode(caption)) is not None for caption in captions)
             self.speaks_of_sides = torch.tensor(list(spoken))
 
+    def rows_of(self, index: int) -> list[int]:
+        """Which of the captions belong to a sample."""
+        return [index]
+
+    def tokens_of(self, index: int) -> Tensor:
+        return self.captions[index].long()
+
     def sample(self, index: int, seed: int) -> CaptionSample:
         image_id = int(self.image_ids[index])
-        transform = self.keep_sides if self.speaks_of_sides[index] else self.transform
+        keep_sides = self.speaks_of_sides[self.rows_of(index)].any()
+        transform = self.keep_sides if keep_sides else self.transform
         image = transformed(self.folder / image_name(image_id), transform, seed)
-        return CaptionSample(image, self.captions[index].long(), image_id, seed)
+        return CaptionSample(image, self.tokens_of(index), image_id, seed)
+
+    def stand_in(self) -> CaptionSample:
+        return CaptionSample(black(self.transform), self.tokens_of(0), -1, 0)
 
     def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
         images, tokens, image_ids, seeds = zip(*samples)
@@ -193,14 +215,13 @@ class ImageCaptionsDataset(CaptFirstDataset):
         self.image_ids = image_ids[first_of_sample]
         self.bounds = torch.cat([first_of_sample, rows.new_tensor([len(rows)])])
 
-    def sample(self, index: int, seed: int) -> CaptionSample:
-        rows = self.rows[self.bounds[index] : self.bounds[index + 1]]
-        image_id = int(self.image_ids[index])
-        transform = self.keep_sides if self.speaks_of_sides[rows].any() else self.transform
-        image = transformed(self.folder / image_name(image_id), transform, seed)
-        captions = [self.captions[row].long() for row in rows.tolist()]
+    def rows_of(self, index: int) -> list[int]:
+        return self.rows[self.bounds[index] : self.bounds[index + 1]].tolist()
+
+    def tokens_of(self, index: int) -> Tensor:  # (C, T)
+        captions = [self.captions[row].long() for row in self.rows_of(index)]
         captions += [captions[0].new_empty(0)] * (self.captions_per_image - len(captions))
-        return CaptionSample(image, pad_sequence(captions, True, self.pad_id), image_id, seed)  # (C, T)
+        return pad_sequence(captions, True, self.pad_id)
 
     def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
         images, tokens, image_ids, seeds = zip(*samples)
@@ -269,6 +290,9 @@ class ImageOnlyDataset(CocoDataset):
         folder = self.folders[self.folder_numbers[index]]
         return ImageSample(transformed(folder / image_name(image_id), self.transform, seed), image_id, seed)
 
+    def stand_in(self) -> ImageSample:
+        return ImageSample(black(self.transform), -1, 0)
+
     def collate(self, samples: Sequence[ImageSample]) -> ImageBatch:
         images, image_ids, seeds = zip(*samples)
         return ImageBatch(default_collate(images), torch.tensor(image_ids), torch.tensor(seeds))
@@ -279,6 +303,12 @@ def transformed(path: Path, transform: Transform, seed: int) -> Tensor:
     image = load_image(path)
     with seeded(seed):
         return transform(image)
+
+
+def black(transform: Transform) -> Tensor:
+    """A black picture of the size that `transform` makes, to stand in where nothing can be read."""
+    with seeded(0):
+        return transform(torch.zeros(3, 64, 64, dtype=torch.uint8))
 
 
 def shortened(caption: Sequence[int], context_length: int | None) -> Sequence[int]:
@@ -328,6 +358,7 @@ def get_coco_loader(
     rank: int = 0,
     world_size: int = 1,
     accumulation: int = 1,
+    skip_unreadable: bool = False,
     timeout: float = WORKER_TIMEOUT,
     **dataset_options: Any,
 ) -> Loader:
@@ -345,6 +376,8 @@ def get_coco_loader(
         rank: this process, 0 to world_size - 1.
         world_size: number of processes that share the samples.
         accumulation: micro-batches into which each rank's share of a batch is cut.
+        skip_unreadable: leave samples whose pictures cannot be read out of their batches, which say so in
+            `unreadable`; else such a picture is an error.  For training only: a split is scored whole.
         timeout: seconds to wait for a worker before that is an error.
         dataset_options: `paths` and `subset`, and for captions `context_length`, `pad_id` and
             `captions_per_image`, 1 for pairs.
@@ -360,6 +393,7 @@ def get_coco_loader(
     if mode not in kind:
         raise ValueError(f"mode is one of {', '.join(kind)}, not {mode!r}")
     dataset = kind[mode](split, transform, **dataset_options)
+    dataset.skip_unreadable = skip_unreadable
     if shuffle:
         sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, accumulation)
     else:

@@ -119,7 +119,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     }
     train_loader = get_coco_loader(
         "train", transform=TrainingTransform(captioner.transform.size, config.crop_scale), shuffle=True,
-        accumulation=config.accumulation_steps, **pairs,
+        skip_unreadable=True, accumulation=config.accumulation_steps, **pairs,
     )  # fmt: skip
     val_loader = get_coco_loader("val", transform=captioner.transform, **pairs)
     picture_loader = get_coco_loader(

@@ -96,6 +96,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         config.splits,
         transform=train_transform,
         shuffle=True,
+        skip_unreadable=True,
         accumulation=config.accumulation_steps,
         **common,
     )
@@ -145,7 +146,8 @@ def reconstruction_loss(
     target = masked_pixels(images, masked, config.patch_size)  # (B, M, P*P*3)
     if config.normalize_targets:
         target, _, _ = normalise_patches(target)
-    return F.mse_loss(predicted.float(), target), torch.tensor(masked.numel(), device=masked.device)
+    loss = F.mse_loss(predicted.float(), target)
+    return loss, loss.new_full((), masked.numel())
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def measure(name: str, trainer: Trainer, device: torch.device, warmup: int, step
     """Times `steps` optimizer steps, each on its own, after `warmup` of them."""
     batch = trainer.train_loader.batch
     trainer.network = trainer.model
-    with FlopCounterMode(display=False) as counter, devices.autocast(device, trainer.precision):
-        trainer.loss_fn(batch)[0].backward()
+    with FlopCounterMode(display=False) as counter, devices.autocast(device, trainer.stepper.precision):
+        trainer.stepper.loss_fn(batch)[0].backward()
     trainer.optimizer.zero_grad()
     trainer.prepare_network()
     seconds = []
@@ -69,16 +69,21 @@ def measure(name: str, trainer: Trainer, device: torch.device, warmup: int, step
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
         before = time.perf_counter()
-        trainer.step([batch])  # reads the loss, so the device has finished
+        trainer.queue_step(number, [batch])
+        trainer._read_reports(0)  # so the device has finished
         seconds.append(time.perf_counter() - before)
     middle = statistics.median(seconds[warmup:])
     peak = next(
-        (value for key, value in PEAK_FLOPS.items() if key in devices.describe(device, trainer.precision)),
+        (
+            value
+            for key, value in PEAK_FLOPS.items()
+            if key in devices.describe(device, trainer.stepper.precision)
+        ),
         None,
     )
     return {
         "what": name,
-        "device": devices.describe(device, trainer.precision),
+        "device": devices.describe(device, trainer.stepper.precision),
         "torch": torch.__version__,
         "batch_size": len(batch.images),
         "compiled": trainer.config.compile and device.type == "cuda",
@@ -103,7 +108,7 @@ def mae_trainer(config: MaeConfig, device: torch.device, steps: int, folder: Pat
     )
     groups = [{"params": list(model.parameters()), "base_lr": config.learning_rate}]
     trainer = new_trainer("encoder", model, groups, batch, config, device, steps, folder)
-    trainer.loss_fn = lambda batch: reconstruction_loss(trainer.network, batch, config)
+    trainer.stepper.loss_fn = lambda batch: reconstruction_loss(trainer.network, batch, config)
     return trainer
 
 
@@ -125,7 +130,7 @@ def captioner_trainer(
     groups = parameter_groups(model, config.learning_rate, config.layer_decay)
     unfreeze(groups, thawed)
     trainer = new_trainer("captioner", model, groups, batch, config, device, steps, folder)
-    trainer.loss_fn = lambda batch: caption_loss(trainer.network, batch, 0, config.label_smoothing)
+    trainer.stepper.loss_fn = lambda batch: caption_loss(trainer.network, batch, 0, config.label_smoothing)
     return trainer
 
 

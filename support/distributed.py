@@ -65,3 +65,9 @@ def wait_for_all() -> None:
     """Returns when every process has come here."""
     if world_size() > 1:
         distributed.barrier()
+
+
+def is_broken_connection(error: BaseException | None) -> bool:
+    """Whether the error says that another process of the group has gone away."""
+    broken = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+    return world_size() > 1 and isinstance(error, RuntimeError) and broken

@@ -39,4 +39,6 @@ def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
     parts.append(f"{entry['samples_per_second']:.0f} {unit}/s, {entry['seconds']:.0f} s")
     if entry["skipped_steps"]:
         parts.append(f"{entry['skipped_steps']} steps skipped")
+    if entry["unreadable_samples"]:
+        parts.append(f"{entry['unreadable_samples']} samples unreadable")
     return " | ".join(parts)

@@ -1,11 +1,12 @@
-"""The loop that both stages share: optimizer steps, validation, the log, and exact resume.
+"""The loop that both stages share: epochs of optimizer steps, validation, the log, and exact resume.
 
 A training script brings a model, its optimizer and one function
 
     loss_fn(batch) -> (mean_loss, weight)    # weight: how many patches or tokens the mean is over
 
-and writes its loop over epochs itself; `Trainer` does what lies inside.  Training and validation call the
-same `loss_fn`, and every reported loss is the mean over all patches or tokens, not a mean of batch means.
+and writes its loop over epochs itself; `Trainer` does what lies inside, and its `Stepper` what lies inside a
+step.  Training and validation call the same `loss_fn`, and every reported loss is the mean over all patches
+or tokens, not a mean of batch means.
 
 Where a run stands is one object, `Progress`.  Everything random is a pure function of the seed and of that
 position (support/randomness.py), so a run that goes on from a checkpoint equals one that never stopped.
@@ -15,8 +16,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,31 +30,47 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support import checkpoints, distributed, interrupts
-from support.devices import autocast, choose_precision
+from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.logbook import write_log
 from support.randomness import mix
-from support.schedule import learning_rate_factor
+from support.step import LossFunction, PendingReport, Report, Stepper, to_device
 from support.training_config import TrainingConfig
 
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """Where a run stands.  What is of the current epoch is zero at its start."""
 
     epoch: int = 0  # epochs completed
     step: int = 0  # steps of the current epoch done; a step is one global batch
     updates: int = 0  # optimizer steps taken in all: the schedule's clock, which a skipped step leaves alone
     bad_steps: int = 0  # skipped in a row
-    skipped: int = 0  # skipped in this epoch
+    skipped: int = 0  # steps skipped in this epoch
+    unreadable: int = 0  # samples left out in this epoch, as their pictures cannot be read
     loss_sum: float = 0.0  # of the current epoch, over `weight` patches or tokens
     weight: float = 0.0
+    norm_sum: float = 0.0  # of the gradient, over the steps taken in this epoch
     seconds: float = 0.0  # spent training in the current epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch, as in log.jsonl
 
+    def begin_epoch(self) -> None:
+        """Counts the current epoch as completed."""
+        self.epoch += 1
+        self.step = self.skipped = self.unreadable = 0
+        self.loss_sum = self.weight = self.norm_sum = self.seconds = 0.0
+
+
+class Queued(NamedTuple):
+    """A step on the device whose report has not been read."""
+
+    number: int
+    image_ids: list[torch.Tensor]  # of this process's micro-batches
+    report: PendingReport
+
 
 class Trainer:
-    """Trains one model.  As a context manager it saves the run when a signal stops it.
+    """Trains one model.  As a context manager it saves the run when a signal or an error stops it.
 
     Args:
         stage: "encoder" or "captioner"; stands in the checkpoints.
@@ -74,7 +91,7 @@ class Trainer:
         *,
         stage: str,
         model: nn.Module,
-        loss_fn: Callable[[NamedTuple], tuple[torch.Tensor, torch.Tensor]],
+        loss_fn: LossFunction,
         optimizer: torch.optim.Optimizer,
         config: TrainingConfig,
         train_loader: DataLoader,
@@ -88,12 +105,14 @@ class Trainer:
         self.stage, self.model, self.loss_fn, self.optimizer = stage, model, loss_fn, optimizer
         self.config, self.contents, self.folder, self.device = config, contents, folder, device
         self.train_loader, self.val_loader = train_loader, val_loader
-        self.precision = choose_precision(config.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps
+        self.stepper = Stepper(loss_fn, optimizer, config, device, self.steps_per_epoch)
         self.progress = Progress()
         self.network = self.model
+        self.lag = 1 if device.type == "cuda" else 0  # steps queued on the device before a report is read
+        self._queue: deque[Queued] = deque()
+        self._ending: tuple[int, Exception] | None = None  # after which step to raise what
         self._last_save = time.monotonic()
         if resume is not None:
             self._restore(resume)
@@ -119,25 +138,27 @@ class Trainer:
         self.prepare_network()
         self.sampler.set_epoch(progress.epoch, start_step=progress.step)
         batches = iter(self.train_loader)
-        bar = tqdm(
-            total=self.steps_per_epoch, initial=progress.step, desc=f"epoch {progress.epoch + 1}",
-            unit="step", leave=False, dynamic_ncols=True, disable=None if distributed.is_main() else True,
-        )  # fmt: skip
         started = time.perf_counter() - progress.seconds
-        with bar:
-            while progress.step < self.steps_per_epoch:
-                loss, stop = self.step(list(islice(batches, config.accumulation_steps)))
+        with self._bar(f"epoch {progress.epoch + 1}", "step", self.steps_per_epoch, progress.step) as bar:
+            for number in range(progress.step, self.steps_per_epoch):
+                self.queue_step(number, list(islice(batches, config.accumulation_steps)))
+                last = self._read_reports(self.lag)
                 progress.seconds = time.perf_counter() - started
-                if stop:
-                    raise interrupts.Interrupted(interrupts.received() or signal.SIGTERM)
                 bar.update()
-                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                if last is not None:
+                    bar.set_postfix_str(f"loss {last.loss:.4f}", refresh=False)
+                self._end_if_due(number)
                 self._save_if_due()
+            self._read_reports(0)
+            self._end_if_due(self.steps_per_epoch + self.lag)
+        taken = progress.step - progress.skipped
         return {
             "train_loss": progress.loss_sum / progress.weight if progress.weight else math.nan,
-            "learning_rate": self._rate() * config.learning_rate,
+            "gradient_norm": progress.norm_sum / taken if taken else math.nan,
+            "learning_rate": config.learning_rate * float(self.stepper.rate(torch.tensor(progress.updates))),
             "samples_per_second": len(self.train_loader.dataset) / progress.seconds,
             "skipped_steps": progress.skipped,
+            "unreadable_samples": progress.unreadable,
         }
 
     @torch.no_grad()
@@ -145,11 +166,9 @@ class Trainer:
         """The mean loss over the validation split, by the same `loss_fn` as in training."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in tqdm(
-            self.val_loader, desc="validation", leave=False, disable=None if distributed.is_main() else True
-        ):
+        for batch in self._bar("validation", "batch", batches=self.val_loader):
             interrupts.check()
-            with autocast(self.device, self.precision):
+            with autocast(self.device, self.stepper.precision):
                 loss, weight = self.loss_fn(to_device(batch, self.device))
             sums += torch.stack([loss.double() * weight, weight.double()])
         loss_sum, weight_sum = distributed.total(sums).tolist()
@@ -158,10 +177,9 @@ class Trainer:
     def complete(self, figures: dict[str, Any]) -> None:
         """Ends the epoch: enters its figures, saves, prunes, and writes the log."""
         progress = self.progress
-        progress.epoch += 1
-        progress.history.append({"epoch": progress.epoch, **figures, "seconds": round(progress.seconds, 2)})
-        progress.step = progress.skipped = 0
-        progress.loss_sum = progress.weight = progress.seconds = 0.0
+        seconds = round(progress.seconds, 2)
+        progress.begin_epoch()
+        progress.history.append({"epoch": progress.epoch, **figures, "seconds": seconds})
         self.save()
         if distributed.is_main():
             write_log(self.folder / "log.jsonl", progress.history)
@@ -171,6 +189,7 @@ class Trainer:
         self._last_save = time.monotonic()
         if not distributed.is_main():
             return
+        self._read_reports(0)
         path = self.folder / checkpoints.name(self.progress.epoch, self.progress.step)
         checkpoints.save(
             path,
@@ -180,12 +199,91 @@ class Trainer:
                 **self.contents,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                "scaler": self.stepper.scaler.state_dict(),
                 "progress": asdict(self.progress),
                 "samples": len(self.train_loader.dataset),
             },
         )
         checkpoints.prune(self.folder, path, self.config.keep_checkpoints, self.progress.history)
+
+    # --- steps and their reports ---
+
+    def queue_step(self, number: int, micro_batches: list[NamedTuple]) -> None:
+        """Sends one optimizer step to the device; its report waits to be read."""
+        for why in (why for batch in micro_batches for why in batch.unreadable):
+            tqdm.write(f"warning: left out: {why}", file=sys.stderr)
+        self.model.train()
+        seed = mix(self.config.seed, self.progress.epoch, number, distributed.rank())
+        plan = self.sampler.micro_batches(number)
+        try:
+            report = self.stepper.step(self.network, micro_batches, plan, seed)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise accumulation_steps, "
+                "which changes no result, and go on with -c last"
+            ) from error
+        self._queue.append(Queued(number, [batch.image_ids for batch in micro_batches], report))
+
+    def _read_reports(self, waiting: int) -> Report | None:
+        """Reads all reports but so many of the newest; returns the last one read."""
+        report = None
+        while len(self._queue) > waiting:
+            queued = self._queue.popleft()
+            report = queued.report.read()
+            self._account(queued, report)
+        return report
+
+    def _account(self, queued: Queued, report: Report) -> None:
+        """Enters a step into the run's figures, and notes if the run is to end.
+
+        All processes read the same report but not in the same moment, and none may leave while others wait
+        for it.  So they end after the step at which the last of them is sure to have read it.
+        """
+        progress = self.progress
+        progress.step += 1
+        progress.unreadable += int(report.unreadable)
+        if report.taken:
+            progress.updates += 1
+            progress.bad_steps = 0
+            progress.loss_sum += report.loss_sum
+            progress.weight += report.weight
+            progress.norm_sum += report.gradient_norm
+        else:
+            progress.bad_steps += 1
+            progress.skipped += 1
+            ids = torch.cat(queued.image_ids).tolist()
+            tqdm.write(
+                f"epoch {progress.epoch + 1}, step {progress.step}: loss {report.loss}, gradient norm "
+                f"{report.gradient_norm}: skipped; images {ids}",
+                file=sys.stderr,
+            )
+        reason = self._reason_to_end(report)
+        if reason and self._ending is None:
+            self._ending = queued.number + self.lag, reason
+
+    def _reason_to_end(self, report: Report) -> Exception | None:
+        progress, config = self.progress, self.config
+        samples = len(self.train_loader.dataset)
+        allowed = int(config.max_bad_fraction * samples)
+        if report.unreadable and progress.unreadable > allowed:
+            return RunError(
+                f"{progress.unreadable} of {samples} samples have pictures that cannot be read, and "
+                f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; "
+                "list them with `python process_coco.py --check`, mend or remove them, and go on with -c last"
+            )
+        if progress.bad_steps >= config.max_bad_steps:
+            return RunError(
+                f"{progress.bad_steps} steps in a row had a loss or gradient that is not finite, the last at "
+                f"epoch {progress.epoch + 1}, step {progress.step}; try a lower learning_rate, a "
+                "gradient_clip, or precision float32, and go on with -c last"
+            )
+        if report.stop:
+            return interrupts.Interrupted(interrupts.received() or signal.SIGTERM)
+        return None
+
+    def _end_if_due(self, number: int) -> None:
+        if self._ending and number >= self._ending[0]:
+            raise self._ending[1]
 
     # --- interruption ---
 
@@ -195,97 +293,20 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Saves when a signal stops the run.  A rank that left first shows here as a broken connection."""
-        if error is None or interrupts.received() is None:
-            return
-        self.save()
-        if not isinstance(error, interrupts.Interrupted):
-            interrupts.check()
+        """Saves when a signal or a foreseen error stops the run.
 
-    # --- one optimizer step ---
-
-    def step(self, micro_batches: list[NamedTuple]) -> tuple[float, bool]:
-        """One optimizer step on one global batch, never on NaN or infinity.
-
-        Returns:
-            The batch's mean loss, and whether a process has been asked to stop.
+        A process that left first shows in the others as a broken connection.
         """
-        progress, config = self.progress, self.config
-        self.model.train()
-        rate = self._rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate
-        torch.manual_seed(mix(config.seed, progress.epoch, progress.step, distributed.rank()))  # dropout
-
-        # Every process adds up gradients of loss sums; a division by the global weight makes them the mean's.
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, weight, stop asked for
-        plan = self.sampler.micro_batches(progress.step)
-        for number, (batch, planned) in enumerate(zip(micro_batches, plan, strict=True), 1):
-            with self._synchronised(number == len(micro_batches)):
-                with autocast(self.device, self.precision):
-                    loss, weight = self.loss_fn(to_device(batch, self.device))
-                weight = weight * planned.real  # 0 for a stand-in: there are fewer samples than processes
-                self.scaler.scale(loss * (weight / config.batch_size)).backward()
-            sums[:2] += torch.stack([loss.detach().double() * weight, weight.double()])
-        sums[2] = interrupts.received() is not None
-        loss_sum, weight_sum, stop = distributed.total(sums).tolist()
-
-        norm = self._mean_gradient(config.batch_size * distributed.world_size() / max(weight_sum, 1.0))
-        if torch.isfinite(norm) and loss_sum - loss_sum == 0:
-            self.scaler.step(self.optimizer)
-            progress.updates += 1
-            progress.bad_steps = 0
-            progress.loss_sum += loss_sum
-            progress.weight += weight_sum
-        else:
-            self._skip(micro_batches, loss_sum / max(weight_sum, 1.0), float(norm))
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        return loss_sum / max(weight_sum, 1.0), stop > 0
-
-    def _mean_gradient(self, factor: float) -> torch.Tensor:
-        """Scales the summed gradients to those of the mean, clips them, and returns their norm."""
-        self.scaler.unscale_(self.optimizer)
-        gradients = [
-            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        torch._foreach_mul_(gradients, factor)
-        norm = nn.utils.get_total_norm(gradients)
-        if self.config.gradient_clip is not None:
-            torch._foreach_mul_(gradients, torch.clamp(self.config.gradient_clip / (norm + 1e-6), max=1.0))
-        return norm
-
-    def _skip(self, micro_batches: list[NamedTuple], loss: float, norm: float) -> None:
-        progress = self.progress
-        progress.bad_steps += 1
-        progress.skipped += 1
-        ids = [i for batch in micro_batches for i in batch.image_ids.tolist()]
-        tqdm.write(
-            f"epoch {progress.epoch + 1}, step {progress.step + 1}: loss {loss}, gradient norm {norm}: "
-            f"skipped; images {ids}",
-            file=sys.stderr,
-        )
-        if progress.bad_steps >= self.config.max_bad_steps:
+        left_alone = distributed.is_broken_connection(error)
+        if isinstance(error, RunError | interrupts.Interrupted) or left_alone:
             self.save()
+        if left_alone:
+            interrupts.check()
             raise RunError(
-                f"{progress.bad_steps} steps in a row had a loss or gradient that is not finite, the last at "
-                f"epoch {progress.epoch + 1}, step {progress.step + 1}; try a lower learning_rate, a "
-                "gradient_clip, or precision float32, and go on with -c last"
-            )
+                "another process of this run ended before its time: its message says why"
+            ) from error
 
     # --- small parts ---
-
-    def _rate(self) -> float:
-        config = self.config
-        return learning_rate_factor(
-            self.progress.updates,
-            updates_per_epoch=self.steps_per_epoch,
-            warmup_epochs=config.warmup_epochs,
-            total_epochs=config.total_epochs,
-            start_factor=config.start_factor,
-            floor=config.min_learning_rate / config.learning_rate,
-        )
 
     def prepare_network(self) -> None:
         """Wraps the model for compilation and for many processes; anew each epoch, as groups get unfrozen."""
@@ -295,11 +316,14 @@ class Trainer:
         if distributed.world_size() > 1:
             self.network = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
 
-    def _synchronised(self, last: bool) -> AbstractContextManager:
-        """Gradients travel between processes only with the last micro-batch of a step."""
-        if last or distributed.world_size() == 1:
-            return nullcontext()
-        return self.network.no_sync()
+    def _bar(
+        self, what: str, unit: str, total: int | None = None, done: int = 0, batches: DataLoader | None = None
+    ) -> tqdm:
+        """A progress bar, on a terminal and in the main process only."""
+        return tqdm(
+            batches, total=total, initial=done, desc=what, unit=unit, leave=False, dynamic_ncols=True,
+            disable=None if distributed.is_main() else True,
+        )  # fmt: skip
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes:
@@ -310,7 +334,7 @@ class Trainer:
             progress = Progress(**state["progress"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            self.stepper.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"the checkpoint does not fit this model: {error}") from error
         samples = len(self.train_loader.dataset)
@@ -320,10 +344,4 @@ class Trainer:
                 f"has {samples}; use the same data and the same -s, or a checkpoint from the end of an epoch"
             )
         self.progress = progress
-
-
-def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
-    """The batch with its tensors on `device`; lists stay as they are."""
-    return type(batch)(
-        *(item.to(device, non_blocking=True) if torch.is_tensor(item) else item for item in batch)
-    )
+        self.stepper.start_from(progress.updates)

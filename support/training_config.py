@@ -30,9 +30,8 @@ class TrainingConfig:
     num_workers: int = at_least(0)  # loader processes; 0 loads in the main process
     keep_checkpoints: int = positive()  # newest ones kept, besides the best
     checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
-    max_bad_steps: int = (
-        positive()
-    )  # steps in a row with a loss or gradient that is not finite, then it stops
+    max_bad_steps: int = positive()  # so many in a row with a loss or gradient not finite end the run
+    max_bad_fraction: float = bounded(at_least=0, below=1)  # of an epoch's samples, pictures unreadable
 
     def __post_init__(self) -> None:
         if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1]:

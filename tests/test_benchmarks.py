@@ -39,7 +39,7 @@ def test_peak_memory_is_what_a_contestant_needs_and_not_what_the_one_before_free
     if rows[0].peak_bytes is None:
         pytest.skip("this system does not tell")
     for row, expected in zip(rows, (large, small)):
-        assert expected <= row.peak_bytes < expected + 8 * 2**20
+        assert expected - 2**20 <= row.peak_bytes < expected + 8 * 2**20
 
 
 def test_the_table_says_everything_once():

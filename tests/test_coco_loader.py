@@ -258,7 +258,7 @@ def test_ranks_together_load_what_one_process_loads(tiny_coco):
             for part, micro in zip(mine[2 * step : 2 * step + 2], loader.batch_sampler.micro_batches(step))
             if micro.real
         ]
-        assert same(batch, tuple(torch.cat(field) for field in zip(*real)))
+        assert same(batch[:3], tuple(torch.cat(field) for field in zip(*(part[:3] for part in real))))
 
 
 def test_an_evaluation_batch_has_one_size_for_any_number_of_ranks(tiny_coco):
@@ -296,6 +296,36 @@ def test_an_unreadable_picture_ends_the_run_with_its_name(tiny_coco, workers, da
         next(batches)
     assert str(victim) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [{"mode": "image_only"}, {}, {"captions_per_image": 2}])
+def test_training_leaves_out_what_cannot_be_read_and_says_so(tiny_coco, options):
+    """One whole batch unreadable, a part of others; what is left is what it was."""
+    arguments = {"paths": tiny_coco, "shuffle": True, "skip_unreadable": True, **options}
+    loader = get_coco_loader("train", 5, TRAINING, **arguments)
+    before = list(loader)
+    ids = set(before[0].image_ids.tolist())
+    for image_id in ids:
+        (tiny_coco["train_images"] / image_name(image_id)).write_bytes(b"<html>")
+    captions = options.get("captions_per_image", 1)
+    for old, new in zip(before, loader, strict=True):
+        kept = [number for number, i in enumerate(old.image_ids.tolist()) if i not in ids]
+        assert len(new.unreadable) == len(old.image_ids) - len(kept)
+        assert all(".jpg" in why for why in new.unreadable)
+        if not kept:
+            assert new.image_ids.tolist() == [-1]
+            assert new.images.shape == old.images[:1].shape
+            continue
+        assert torch.equal(new.images, old.images[kept])
+        assert torch.equal(new.image_ids, old.image_ids[kept])
+        if hasattr(old, "tokens"):
+            rows = [row for number in kept for row in range(number * captions, (number + 1) * captions)]
+            width = new.tokens.shape[1]
+            assert torch.equal(new.tokens, old.tokens[rows, :width])
+            assert (
+                not old.tokens[rows, width:].any()
+                or (old.tokens[rows, width:] == loader.dataset.pad_id).all()
+            )
 
 
 def test_missing_and_damaged_files_say_what_to_run(tiny_coco):

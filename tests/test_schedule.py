@@ -14,6 +14,10 @@ SETTINGS = {
 }
 
 
+def factor(update: int, **changes: float) -> float:
+    return float(learning_rate_factor(torch.tensor(update), **SETTINGS | changes))
+
+
 def test_it_is_torchs_linear_warm_up_and_cosine_annealing_per_step():
     """The public original moved the rate once an epoch: a staircase of eight steps for a warm-up."""
     parameter = torch.nn.Parameter(torch.zeros(1))
@@ -29,13 +33,13 @@ def test_it_is_torchs_linear_warm_up_and_cosine_annealing_per_step():
         milestones=[warmup],
     )
     for update in range(total):
-        assert learning_rate_factor(update, **SETTINGS) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert factor(update) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         expected.step()
 
 
 def test_no_two_steps_of_the_warm_up_share_a_rate():
-    rates = [learning_rate_factor(update, **SETTINGS) for update in range(15)]
+    rates = [factor(update) for update in range(15)]
     assert len(set(rates)) == 15
     assert rates[0] == 0.05
     assert max(rates) == rates[14] == 1.0
@@ -43,8 +47,8 @@ def test_no_two_steps_of_the_warm_up_share_a_rate():
 
 @pytest.mark.parametrize("update", [63, 64, 10_000])
 def test_it_stays_at_the_floor_after_the_last_step(update):
-    assert learning_rate_factor(update, **SETTINGS) == pytest.approx(0.01)
+    assert factor(update) == pytest.approx(0.01)
 
 
 def test_without_a_warm_up_it_starts_at_the_full_rate():
-    assert learning_rate_factor(0, **{**SETTINGS, "warmup_epochs": 0}) == 1.0
+    assert factor(0, warmup_epochs=0) == 1.0

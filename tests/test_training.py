@@ -7,8 +7,14 @@ import pytest
 import torch
 
 import train_captioner
-from support import interrupts
+import train_encoder
+from coco_loader import get_coco_loader
+from image_captioner import ImageAutoEncoder
+from image_transforms import TrainingTransform
+from support import checkpoints, interrupts
+from support.configuration import config_from_dict
 from support.errors import RunError, UsageError
+from support.step import Stepper
 from support.training import Trainer
 from tests.training_cases import (
     STACK,
@@ -37,9 +43,13 @@ def assert_same(first, second, key="state"):
 
 
 @pytest.fixture
-def run(make_tiny_coco, tmp_path):
+def paths(make_tiny_coco):
+    return make_tiny_coco(train=10, val=4, unlabeled=3)
+
+
+@pytest.fixture
+def run(paths, tmp_path):
     """Runs a stage's script on a tiny data set: run(stage, out, *options, **changes to the YAML)."""
-    paths = make_tiny_coco(train=10, val=4, unlabeled=3)
     train_mae(paths["data"], tmp_path / "first", write_config(tmp_path, "mae_config.yaml"), "--epochs", "1")
     encoder = str(tmp_path / "first" / "encoder" / "checkpoint1.pt")
 
@@ -133,26 +143,23 @@ def test_accumulated_captions_of_uneven_length_give_the_gradient_of_the_whole_ba
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatch, capsys):
-    original = Trainer.step
+    original = Stepper.step
+    steps = []
 
-    def poisoned(trainer, batches):
-        loss_fn = trainer.loss_fn
-
+    def poisoned(stepper, *given):
         def nan_loss(batch):
             loss, weight = loss_fn(batch)
-            if trainer.progress.step == 1:
-                loss = (
-                    loss * math.nan if bad == "loss" else loss + torch.sqrt(loss * 0)
-                )  # d sqrt(0) is infinite
-            return loss, weight
+            # d sqrt(0) is infinite, and the loss itself stays as it is
+            return (loss * math.nan if bad == "loss" else loss + torch.sqrt(loss * 0)), weight
 
-        trainer.loss_fn = nan_loss
-        try:
-            return original(trainer, batches)
-        finally:
-            trainer.loss_fn = loss_fn
+        loss_fn = stepper.loss_fn
+        steps.append(None)
+        stepper.loss_fn = nan_loss if len(steps) == 2 else loss_fn
+        report = original(stepper, *given)
+        stepper.loss_fn = loss_fn
+        return report
 
-    monkeypatch.setattr(Trainer, "step", poisoned)
+    monkeypatch.setattr(Stepper, "step", poisoned)
     run("encoder", "out", "--epochs", "1", learning_rate=1e-3)
     state = state_of(tmp_path / "out", "encoder")
     steps = -(-13 // 6)
@@ -166,13 +173,108 @@ def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatc
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_and_leave_a_good_checkpoint(run, tmp_path, monkeypatch):
-    original = Trainer._mean_gradient
-    monkeypatch.setattr(Trainer, "_mean_gradient", lambda *given: original(*given) * math.nan)
+    original = Stepper._mean_gradient
+    monkeypatch.setattr(Stepper, "_mean_gradient", lambda *given: original(*given) * math.nan)
     with pytest.raises(RunError, match="3 steps in a row"):
         run("encoder", "out", "--epochs", "2", max_bad_steps=3)
     state = state_of(tmp_path / "out", "encoder")
     assert state["progress"]["updates"] == 0
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def damage(paths, split: str, count: int) -> list[str]:
+    """Makes the first pictures of a split unreadable; returns their names."""
+    pictures = sorted(paths[f"{split}_images"].iterdir())[:count]
+    for picture in pictures:
+        picture.write_bytes(b"<html>")
+    return [picture.name for picture in pictures]
+
+
+@pytest.mark.parametrize(("stage", "batch_size"), [("encoder", 2), ("captioner", 1), ("captioner", 6)])
+def test_unreadable_pictures_are_left_out_of_training_named_and_counted(
+    run, paths, stage, batch_size, tmp_path, capsys
+):
+    """Also where a whole batch is unreadable: its step changes no weight but by the moments it has."""
+    names = damage(paths, "train", 2)
+    run(stage, "out", "--epochs", "1", max_bad_fraction=0.5, batch_size=batch_size)
+    state = state_of(tmp_path / "out", stage)
+    samples = {"encoder": 2, "captioner": 10}[stage]
+    assert state["progress"]["history"][0]["unreadable_samples"] == samples
+    assert math.isfinite(state["progress"]["history"][0]["train_loss"])
+    output = capsys.readouterr()
+    assert all(output.err.count(name) == samples // 2 for name in names)
+    assert f"{samples} samples unreadable" in output.out
+
+
+def test_a_loss_over_what_could_be_read_is_the_mean_over_that_alone(run, paths, tmp_path, make_tiny_coco):
+    """The same figures as if the unreadable pictures had never been in the batch."""
+    losses = {}
+    for out in ("whole", "damaged"):
+        run("encoder", out, "--epochs", "1", max_bad_fraction=0.9, batch_size=50, learning_rate=1e-3)
+        losses[out] = state_of(tmp_path / out, "encoder")["progress"]["history"][0]["train_loss"]
+        damage(paths, "train", 9)
+    assert losses["whole"] != losses["damaged"]
+    _, state = checkpoints.load_named(tmp_path / "damaged" / "encoder", "last", "encoder")
+    assert state["progress"]["history"][0]["unreadable_samples"] == 9
+    config = config_from_dict(state["config"], train_encoder.MaeConfig, "config")
+    torch.manual_seed(config.seed)
+    model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    transform = TrainingTransform(config.image_size, config.crop_scale)
+    options = {"mode": "image_only", "paths": paths, "shuffle": True, "skip_unreadable": True}
+    (batch,) = get_coco_loader(("train", "unlabeled"), 50, transform, **options)
+    loss, _ = train_encoder.reconstruction_loss(model, batch, config)
+    assert losses["damaged"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_too_many_unreadable_pictures_end_the_run_and_keep_it(run, paths, tmp_path):
+    damage(paths, "train", 3)
+    with pytest.raises(RunError, match=r"2 of 13 samples .* max_bad_fraction 0.1 allows 1.*--check"):
+        run("encoder", "out", "--epochs", "1", max_bad_fraction=0.1, batch_size=1)
+    state = state_of(tmp_path / "out", "encoder")
+    assert state["progress"]["unreadable"] == 2
+    run("encoder", "out", "-c", "last", "--epochs", "1", max_bad_fraction=0.3, batch_size=1)
+    assert state_of(tmp_path / "out", "encoder")["progress"]["history"][0]["unreadable_samples"] == 3
+
+
+def test_evaluation_never_leaves_out_a_picture(run, paths, tmp_path):
+    (name,) = damage(paths, "val", 1)
+    for stage in ("encoder", "captioner"):
+        with pytest.raises(RunError, match=name):
+            run(stage, "out", "--epochs", "1", max_bad_fraction=0.9)
+        assert state_of(tmp_path / "out", stage)["progress"]["step"] > 0, "the epoch's training was lost"
+
+
+@pytest.mark.parametrize("stage", ["encoder", "captioner"])
+def test_reading_reports_a_step_late_changes_nothing(run, stage, tmp_path, monkeypatch):
+    """As on a GPU: also what is skipped, and the checkpoint of a run that is stopped in between."""
+    changes = {"gradient_clip": 0.5, "max_bad_fraction": 0.0}
+    run(stage, "now", "--epochs", "2", **changes)
+    original = Trainer.__init__
+
+    def late(trainer, **given):
+        original(trainer, **given)
+        trainer.lag = 1
+
+    monkeypatch.setattr(Trainer, "__init__", late)
+    run(stage, "late", "--epochs", "2", **changes)
+    with monkeypatch.context() as context:
+        losses = record_steps(context, stop_after=2)
+        with pytest.raises(interrupts.Interrupted):
+            run(stage, "stopped", "--epochs", "2", **changes)
+    assert len(losses) == 3, "the step that was under way is finished"
+    run(stage, "stopped", "-c", "last", "--epochs", "2", **changes)
+    now = state_of(tmp_path / "now", stage)
+    assert_same(now, state_of(tmp_path / "late", stage))
+    assert_same(now, state_of(tmp_path / "stopped", stage))
+
+
+def test_a_gpu_that_is_too_small_is_one_line_that_says_what_would_do(run, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Stepper, "step", full)
+    with pytest.raises(RunError, match="cannot hold 3 samples at once: raise accumulation_steps"):
+        run("encoder", "out", "--epochs", "1", accumulation_steps=2)
 
 
 def test_the_validation_loss_is_the_mean_over_all_tokens(run, tmp_path, make_tiny_coco):

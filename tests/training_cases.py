@@ -8,7 +8,8 @@ import yaml
 import train_captioner
 import train_encoder
 from support import checkpoints, interrupts
-from support.training import Trainer
+from support.step import Report
+from support.training import Queued, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 STACK = {
@@ -59,17 +60,16 @@ def state_of(out: Path, stage: str, name: str = "last") -> dict:
 
 
 def record_steps(monkeypatch, stop_after: int | None = None) -> list[float]:
-    """Records the loss of every step from here on; after `stop_after` of them it stops as by SIGTERM."""
+    """Records the loss of every step from here on; after `stop_after` of them the run stops as by SIGTERM."""
     losses: list[float] = []
-    step = Trainer.step
+    account = Trainer._account
 
-    def recorded(trainer: Trainer, batches: list) -> tuple[float, bool]:
-        loss, stop = step(trainer, batches)
-        losses.append(loss)
+    def recorded(trainer: Trainer, queued: Queued, report: Report) -> None:
+        losses.append(report.loss)
         if len(losses) == stop_after:
             monkeypatch.setattr(interrupts, "_received", 15)
-            stop = True
-        return loss, stop
+            report = report._replace(stop=1.0)
+        account(trainer, queued, report)
 
-    monkeypatch.setattr(Trainer, "step", recorded)
+    monkeypatch.setattr(Trainer, "_account", recorded)
     return losses

@@ -1,0 +1,172 @@
+"""One optimizer step on one global batch, without once waiting for the device.
+
+The passes over the micro-batches, the sum over all processes, the mean gradient, clipping, the schedule and
+the update are queued one after the other.  Whether loss and gradient are finite is decided on the device,
+too: an update that is not taken leaves weights, moments and schedule as they were.  What the step came to
+travels to the host by itself and is read when the next step is under way.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from support import distributed, interrupts
+from support.devices import autocast, choose_precision
+from support.sampling import MicroBatch
+from support.schedule import learning_rate_factor
+from support.training_config import TrainingConfig
+
+# loss_fn(batch) -> (mean_loss, weight), both 0-dimensional and on the device
+LossFunction = Callable[[NamedTuple], tuple[Tensor, Tensor]]
+
+
+class Report(NamedTuple):
+    """What a step came to; sums and counts are those of all processes together."""
+
+    loss_sum: float  # over `weight` patches or tokens
+    weight: float
+    unreadable: float  # samples left out because their pictures cannot be read
+    stop: float  # processes that have been asked to stop
+    gradient_norm: float  # of the mean gradient, before clipping
+    taken: float  # 1, or 0: loss or gradient were not finite, and nothing was updated
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(self.weight, 1.0)
+
+
+class PendingReport:
+    """A report on its way from the device."""
+
+    def __init__(self, values: Tensor):
+        self._values, self._arrival = values, None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def read(self) -> Report:
+        """The report; waits until the device has come as far as that."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return Report(*self._values.tolist())
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        loss_fn: one forward pass and its loss.
+        optimizer: fused; its groups carry their full rate as `base_lr`.
+        config: the run's settings.
+        device: where the model lies.
+        steps_per_epoch: optimizer steps in an epoch, for the schedule.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        device: torch.device,
+        steps_per_epoch: int,
+    ):
+        self.loss_fn, self.optimizer, self.config, self.device = loss_fn, optimizer, config, device
+        self.steps_per_epoch = steps_per_epoch
+        self.precision = choose_precision(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        self.start_from(0)
+
+    def start_from(self, updates: int) -> None:
+        """Sets the schedule's clock to so many updates."""
+        self._updates = torch.full((), updates, dtype=torch.int64, device=self.device)
+
+    def rate(self, updates: Tensor) -> Tensor:
+        """The schedule's factor of the learning rate after so many updates."""
+        config = self.config
+        return learning_rate_factor(
+            updates,
+            updates_per_epoch=self.steps_per_epoch,
+            warmup_epochs=config.warmup_epochs,
+            total_epochs=config.total_epochs,
+            start_factor=config.start_factor,
+            floor=config.min_learning_rate / config.learning_rate,
+        )
+
+    def step(
+        self, network: nn.Module, micro_batches: Sequence[NamedTuple], plan: Sequence[MicroBatch], seed: int
+    ) -> PendingReport:
+        """Queues one optimizer step.
+
+        Args:
+            network: what `loss_fn` calls: the model, compiled or distributed or neither.
+            micro_batches: this process's share of the global batch.
+            plan: what the sampler says of each of them.
+            seed: of dropout.
+        """
+        torch.manual_seed(seed)
+        sums = self._backward(network, micro_batches, plan)
+        loss_sum, weight = distributed.total(sums)[:2]
+        # The gradients are those of loss sums, as shares of the batch size; these make them the mean's.
+        factor = self.config.batch_size * distributed.world_size() / weight.clamp(min=1.0)
+        norm = self._mean_gradient(factor.float())
+        taken = torch.isfinite(norm) & torch.isfinite(loss_sum)
+        self._update(taken)
+        return PendingReport(torch.cat([sums, torch.stack([norm.double(), taken.double()])]))
+
+    def _backward(
+        self, network: nn.Module, micro_batches: Sequence[NamedTuple], plan: Sequence[MicroBatch]
+    ) -> Tensor:
+        """Adds up this process's gradients; returns the first four numbers of its own report."""
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for number, (batch, planned) in enumerate(zip(micro_batches, plan, strict=True), 1):
+            with self._synchronised(network, number == len(micro_batches)):
+                with autocast(self.device, self.precision):
+                    loss, weight = self.loss_fn(to_device(batch, self.device))
+                # A stand-in weighs nothing: there are fewer samples than processes, or none could be read.
+                weight = weight * (planned.real and len(batch.unreadable) < len(planned.indices))
+                self.scaler.scale(loss * (weight / self.config.batch_size)).backward()
+            sums[:2] += torch.stack([loss.detach().double() * weight, weight.double()])
+            sums[2] += len(batch.unreadable)
+        sums[3] = interrupts.received() is not None
+        return sums
+
+    def _mean_gradient(self, factor: Tensor) -> Tensor:
+        """Scales the summed gradients to those of the mean, clips them, and returns their norm."""
+        self.scaler.unscale_(self.optimizer)
+        groups = self.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.config.gradient_clip is not None:
+            torch._foreach_mul_(gradients, torch.clamp(self.config.gradient_clip / (norm + 1e-6), max=1.0))
+        return norm
+
+    def _update(self, taken: Tensor) -> None:
+        """Moves the weights and the schedule, if the step is to be taken."""
+        rate = self.rate(self._updates).float()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        self.optimizer.found_inf = (~taken).float()  # the fused kernels heed it, as with a GradScaler
+        self.optimizer.step()
+        self._updates += taken
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _synchronised(network: nn.Module, last: bool) -> AbstractContextManager:
+        """Gradients travel between processes only with the last micro-batch of a step."""
+        if last or distributed.world_size() == 1:
+            return nullcontext()
+        return network.no_sync()
+
+
+def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
+    """The batch with its tensors on `device`; what is no tensor stays as it is."""
+    return type(batch)(
+        *(item.to(device, non_blocking=True) if torch.is_tensor(item) else item for item in batch)
+    )

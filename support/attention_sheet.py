@@ -1,0 +1,125 @@
+"""Draws where a model looked for each word of a caption, as a sheet to look at.
+
+The caption stands at the top, then the picture, and beside and below it the picture once more for each word.
+The patches in full colour, with a line around them, are the fewest that together hold half of the word's
+attention; the others fade, the more the less they have.  Edges are those of the patches: a smooth heat map
+would claim a sharpness that the model does not have.
+
+Shapes: h × w the grid of patches.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import torch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+HALF = 0.5  # the share of the attention that the outlined patches hold
+COLUMNS, PICTURE_CELLS = 5, 2  # of the sheet; of it, those that the picture takes, in as many rows
+TILE, LABEL, GAP, MARGIN = (
+    232,
+    34,
+    16,
+    24,
+)  # pixels: a word's picture, its word above, between two, around all
+WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+LINE = 3  # pixels, of the outline
+INK, PALE_INK, FRAME, RED, PAPER = (
+    (28, 28, 32),
+    (110, 110, 118),
+    (200, 200, 206),
+    (226, 48, 38),
+    (255, 255, 255),
+)
+FADED = 0.16  # how much of the picture shows where there is no attention
+LEGEND = "Outlined, in full colour: the fewest patches that hold half of the word's attention."
+
+
+def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tensor) -> Image.Image:
+    """The sheet of one picture and its caption.
+
+    Args:
+        picture: what the maps cover, RGB, square.
+        words: of the caption.
+        maps: (words, h, w), where the model looked for each word; not negative.
+
+    Returns:
+        RGB, `WIDTH` pixels wide and as high as the words need.
+    """
+    caption = wrapped(" ".join(words), WIDTH - 2 * MARGIN, size=34)
+    top = MARGIN + 46 * (caption.count("\n") + 1) + GAP
+    cells = [cell for cell, _ in zip(free_cells(), words)]
+    rows = max([PICTURE_CELLS, *(row + 1 for row, _ in cells)])
+    sheet = Image.new("RGB", (WIDTH, top + rows * (LABEL + TILE + GAP) + LABEL + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.multiline_text((MARGIN, MARGIN), caption, fill=INK, font=ImageFont.load_default(34), spacing=12)
+    draw.text(
+        (MARGIN, sheet.height - MARGIN), LEGEND, fill=PALE_INK, font=ImageFont.load_default(18), anchor="ls"
+    )
+
+    side = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
+    sheet.paste(framed(picture.resize((side, side), Image.Resampling.LANCZOS)), (MARGIN, top + LABEL))
+    small = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
+    for (row, column), word, weights in zip(cells, words, maps):
+        x, y = MARGIN + column * (TILE + GAP), top + row * (LABEL + TILE + GAP)
+        draw.text((x, y + LABEL - 9), word, fill=INK, font=fitting_font(word, TILE, size=24), anchor="ls")
+        sheet.paste(framed(spotlight(small, weights)), (x, y + LABEL))
+    return sheet
+
+
+def free_cells() -> Iterator[tuple[int, int]]:
+    """(row, column) of each word's cell: right of the picture first, then below it."""
+    for row in count():
+        for column in range(PICTURE_CELLS if row < PICTURE_CELLS else 0, COLUMNS):
+            yield row, column
+
+
+def spotlight(picture: Image.Image, weights: torch.Tensor) -> Image.Image:
+    """A picture in full colour and outlined where half of the weights (h, w) lie, faded elsewhere."""
+    kept = fewest_with(weights, HALF)
+    opacity = FADED + (1 - FADED) * (weights / weights[kept].min().clamp(min=1e-12)).clamp(max=1)  # (h, w)
+    seen = Image.composite(picture, Image.new("RGB", picture.size, PAPER), enlarged(opacity, picture.size))
+    shape = enlarged(kept, picture.size)
+    inside = ImageOps.expand(shape, LINE).filter(ImageFilter.MinFilter(2 * LINE + 1))
+    seen.paste(RED, mask=ImageChops.subtract(shape, ImageOps.crop(inside, LINE)))
+    return seen
+
+
+def fewest_with(weights: torch.Tensor, share: float) -> torch.Tensor:
+    """Where the fewest weights (h, w) lie that together hold `share` of their sum: (h, w) bool."""
+    ordered, places = weights.flatten().double().sort(descending=True, stable=True)
+    greater = ordered.cumsum(dim=0) - ordered  # the sum of those before each
+    kept = torch.zeros(len(ordered), dtype=torch.bool)
+    kept[places[greater < share * ordered.sum()]] = True
+    return kept.view_as(weights)
+
+
+def enlarged(values: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+    """Values (h, w) from 0 to 1 as a grey picture of sharp-edged cells."""
+    grey = Image.fromarray((255 * values).round().byte().numpy())
+    return grey.resize(size, Image.Resampling.NEAREST)
+
+
+def framed(picture: Image.Image) -> Image.Image:
+    """The picture with a hairline, so that a white one has an edge."""
+    frame = Image.new("L", picture.size, 0)
+    ImageDraw.Draw(frame).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=120)
+    return Image.composite(Image.new("RGB", picture.size, FRAME), picture, frame)
+
+
+def fitting_font(text: str, room: int, size: int) -> ImageFont.FreeTypeFont:
+    """The default font, so small that the text is no wider than `room` pixels."""
+    while size > 8 and ImageFont.load_default(size).getlength(text) > room:
+        size -= 1
+    return ImageFont.load_default(size)
+
+
+def wrapped(text: str, room: int, size: int) -> str:
+    """The text in lines no wider than `room` pixels."""
+    font = ImageFont.load_default(size)
+    for characters in range(len(text) + 1, 0, -1):
+        lines = textwrap.wrap(text, characters)
+        if all(font.getlength(line) <= room for line in lines):
+            break
+    return "\n".join(lines)

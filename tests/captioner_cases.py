@@ -1,0 +1,26 @@
+"""A captioner of random weights and tiny sizes, with no checkpoint and no data set."""
+
+import torch
+
+from caption import Captioner, captioner_from_state, new_captioner
+from support.tokenizer import train_tokenizer
+from tests.training_cases import STACK
+
+# "jogger" and "rower" are too rare to become pieces of their own.
+TEXTS = ["a dog runs on a road.", "a cat sits on a red mat, near a dog."] * 8 + ["a jogger", "a rower"]
+
+
+def random_captioner(num_beams: int = 2) -> Captioner:
+    """Pictures of 32 × 32 pixels, 4 × 4 patches; the same weights on every call."""
+    tokenizer = train_tokenizer(TEXTS, 320)
+    contents = {
+        "config": {
+            "decoder": STACK, "context_length": 24, "tie_embeddings": False, "num_beams": num_beams,
+            "length_alpha": 0.8, "precision": "float32",
+        },
+        "encoder": {"image_size": 32, "patch_size": 8, "encoder": STACK},
+        "tokenizer": tokenizer.to_str(),
+    }  # fmt: skip
+    torch.manual_seed(1)
+    model = new_captioner(contents, torch.device("cpu")).model
+    return captioner_from_state(contents | {"model": model.state_dict()}, torch.device("cpu"))

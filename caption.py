@@ -7,7 +7,6 @@
 A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt from it.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -200,14 +199,12 @@ def read_pictures(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Caption pictures.")
+    parser = command_line.Parser(description="Caption pictures.")
     parser.add_argument(
         "-c", dest="checkpoint", metavar="CKPT", required=True, help="a path, a name, or `last`"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER")
-    parser.add_argument(
-        "--beams", type=command_line.positive_int, help="1 is greedy; default: the checkpoint's"
-    )
+    parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
     parser.add_argument("--json", action="store_true", help="one JSON list of {picture, caption, score}")
     command_line.add_place_options(parser)
     options = parser.parse_args(arguments)

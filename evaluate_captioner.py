@@ -19,7 +19,7 @@ from caption import Captioner, captioner_from_state
 from coco_loader import get_coco_loader, load_processed
 from paths import CAPTIONED_SPLITS, chosen, image_name
 from support import checkpoints, command_line, distributed, interrupts
-from support.files import write_json
+from support.files import require_place, write_json
 from support.metrics import score
 
 BATCH_SIZE = 64  # pictures decoded at once
@@ -61,15 +61,13 @@ def constant_caption(train: list[tuple[int, list[str]]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Caption a split by beam search and score the captions.")
+    parser = command_line.Parser(description="Caption a split by beam search and score the captions.")
     parser.add_argument(
         "-c", dest="checkpoint", metavar="CKPT", required=True, help="a path, a name, or `last`"
     )
     parser.add_argument("--split", choices=CAPTIONED_SPLITS, default="val")
     parser.add_argument("-s", "--subset", metavar="FRACTION", type=command_line.fraction, default=1.0)
-    parser.add_argument(
-        "--beams", type=command_line.positive_int, help="1 is greedy; default: the checkpoint's"
-    )
+    parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
     parser.add_argument(
         "--sample", action="store_true", help="the drawn sample data set and its small models"
     )
@@ -86,6 +84,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Loads, captions, scores, writes and prints."""
     paths = chosen(options)
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
+    results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
+    require_place(results)
     captioner = captioner_from_state(state, device, options.beams)
     loader = get_coco_loader(
         options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
@@ -99,7 +99,6 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     constant = constant_caption(load_processed(paths, "train", "im2capts"))
     metrics = scored(references, captions)
     baseline = scored(references, dict.fromkeys(references, constant))
-    results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
     metrics_path = results.with_name(f"{results.stem}_metrics.json")
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
     write_json(

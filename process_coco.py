@@ -20,9 +20,9 @@ from pathlib import Path
 
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths
 from support.annotations import Captions, captions_are_whole, read_captions
-from support.command_line import run
+from support.command_line import Parser, run
 from support.errors import UsageError
-from support.files import Record, digest, disk_errors, exclusive, replacing
+from support.files import Record, digest, exclusive, replacing
 from support.pictures import census, check_pictures, is_cut, picture_ids
 from support.sources import Source
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UsageError(
             f"{where['annotations']} is not there: --captions-only needs the caption files in it"
         )
-    with disk_errors(), exclusive(where["data"] / ".lock"):
+    with exclusive(where["data"] / ".lock"):
         record = Record(where["processed"] / "record.json")
         found = {split: census(where[f"{split}_images"]) for split in SPLITS}
         if options.sample:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     summary, _, usage = __doc__.partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=usage, formatter_class=layout)
+    parser = Parser(description=summary, epilog=usage, formatter_class=layout)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--sample", action="store_true", help="draw the sample data set")
     what.add_argument(

@@ -8,7 +8,6 @@ split, index): the same seed gives the same bytes on every run, however many pro
 pairs of colour and thing (`NEW_PAIRS`) occur in val and test only, which so ask for new combinations.
 """
 
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -355,11 +354,11 @@ def annotations(split: str, drawn: list[tuple[dict[str, Any], list[str]]]) -> di
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = command_line.Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", default="data/sample", metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     drew = draw(options.data, options.seed)
     pictures = ", ".join(f"{count} {split}" for split, count in SIZES.items())
     print(f"{options.data}: {pictures} pictures {'drawn' if drew else 'were there already'}")

@@ -53,14 +53,14 @@ class CaptionerConfig(TrainingConfig):
     # Below 1, several learn from the first epoch on.
     unfreeze_start_epoch: int
     layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
-    num_beams: int = positive()
+    num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
     length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
     eval_batch_size: int = positive()  # pictures decoded at once
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the captioner on picture-caption pairs.")
+    parser = command_line.Parser(description="Train the captioner on picture-caption pairs.")
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument(
         "-p", dest="pretrained", metavar="CKPT", help="start on this encoder: a path, a name, or `last`"

@@ -56,10 +56,12 @@ class MaeConfig(TrainingConfig):
         patches = (self.image_size // self.patch_size) ** 2
         if not 0 < round(patches * self.masking_ratio) < patches:
             raise ValueError(f"masking_ratio: {self.masking_ratio} of {patches} patches masks none or all")
+        if not self.splits:
+            raise ValueError("splits: expected at least one of train, val, unlabeled; got none")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Pre-train the ViT inside a masked autoencoder.")
+    parser = command_line.Parser(description="Pre-train the ViT inside a masked autoencoder.")
     parser.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
     command_line.add_training_options(parser)
     options = parser.parse_args(arguments)

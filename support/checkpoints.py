@@ -187,7 +187,11 @@ def prepare(folder: Path, resumed: Path | None = None) -> None:
     Args:
         folder: where the run will save.
         resumed: the checkpoint that the run goes on from; None for a new run.
+
+    Raises:
+        OSError: there can be no such folder; better said now than after the first epoch.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     clean(folder)
     here = resumed is not None and resumed.resolve().parent == Path(folder).resolve()
     start = position(resumed) if here else None

@@ -6,33 +6,59 @@ are one line on stderr.  A bug keeps its traceback.
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from support import interrupts
 from support.errors import RunError, UsageError
+from support.files import disk_errors
+
+MOST_BEAMS = 100  # memory grows with them, and captions are no better beyond about ten
+NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, on a GPU and on a CPU
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main` and exits with the code that says how it went."""
     interrupts.install()
     try:
-        main()
-        sys.stdout.flush()
+        with disk_errors():
+            main()
+            sys.stdout.flush()
     except UsageError as error:
         _leave(2, f"error: {error}")
     except RunError as error:
         _leave(1, f"failed: {error}")
     except interrupts.Interrupted as interruption:
         _leave(128 + interruption.signum, f"stopped by {interruption}")
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch's signal handler: a loader process died
+    except (RuntimeError, MemoryError) as error:
+        if str(error).startswith("DataLoader worker"):  # torch's signal handler: a loader process died
+            _leave(1, f"failed: {error}")
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
-        _leave(1, f"failed: {error}")
+        _leave(1, f"failed: not enough memory: {error!s:.200}: take smaller batches or a smaller model")
     except BrokenPipeError:  # the reader of our output went away: `python caption.py ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are; argparse's own print the usage before it."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parses; an empty word is refused: `-c "$UNSET"` must not start anew, as without -c."""
+        words = list(sys.argv[1:] if args is None else args)
+        for before, word in zip(["the script's name", *words], words):
+            if not word.strip() or re.fullmatch("--[a-z-]+=", word):
+                self.error(
+                    f"after {before if not word.strip() else word} comes nothing: is a variable unset?"
+                )
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists the options)")
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +89,15 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from 1 to 999,999,999")
+    return int(text)
+
+
+def beams(text: str) -> int:
+    """An argparse type: a number of beams."""
+    if not re.fullmatch("[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= MOST_BEAMS:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from 1 to {MOST_BEAMS}")
     return int(text)
 
 
@@ -75,8 +108,12 @@ def fraction(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a fraction above 0 and at most 1")
     return value
+
+
+def _short(text: str) -> str:
+    return f"{text!r:.60}"
 
 
 def _leave(code: int, message: str) -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from support import interrupts
-from support.errors import RunError
+from support.errors import RunError, UsageError
+
+WRONG_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+LONGEST_NAME = 400  # characters of a name that an error shows whole
 
 
 @contextmanager
@@ -80,11 +83,34 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """What the system refuses (no space, no permission) as one line that names the file."""
+    """What the system refuses (no space, no permission) as one line that names the file.
+
+    Raises:
+        UsageError: nothing can have this name: it is too long, or leads through a file.
+        RunError: anything else.
+    """
     try:
         yield
+    except BrokenPipeError:  # no file: the reader of our output went away
+        raise
     except OSError as error:
-        raise RunError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+        name = name if len(name) <= LONGEST_NAME else f"{name[:50]}..."
+        if error.errno in WRONG_NAME:
+            raise UsageError(f"{name}: {error.strerror}: name another place") from error
+        raise RunError(f"{name}: {error.strerror or error}") from error
+
+
+def require_place(path: Path) -> None:
+    """Makes the folders on the way to a file that will be written, before the work whose result it is.
+
+    Raises:
+        UsageError: a folder has this name.
+        OSError: there can be no such file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file in it")
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """A tiny data set and tiny configurations on which whole training runs take a second or two."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 import train_captioner
 import train_encoder
-from support import checkpoints, interrupts
+from support import checkpoints, command_line, interrupts
 from support.step import Report
 from support.training import Queued, Trainer
 
@@ -48,6 +50,14 @@ def train_mae(data: Path, out: Path, config: Path, *more: str) -> None:
 def train_captions(data: Path, out: Path, config: Path, *more: str) -> None:
     """`python train_captioner.py`, in this process."""
     train_captioner.main(["--data", str(data), "--out", str(out), "--config", str(config), *more])
+
+
+def ended(main: Callable, *arguments: object, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    """The exit code and stderr of a script called with these arguments, in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        command_line.run(lambda: main([str(argument) for argument in arguments]))
+    return ending.value.code, capsys.readouterr().err
 
 
 def state_of(out: Path, stage: str, name: str = "last") -> dict:

@@ -12,6 +12,7 @@ writes `log.jsonl` beside it.  SIGTERM and Ctrl-C save and end the run; `-c last
 
 import argparse
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ class MaeConfig(TrainingConfig):
     encoder: StackConfig  # the ViT that the captioner will use
     decoder: StackConfig  # discarded after this stage
     normalize_targets: bool  # each target patch by its own mean and variance (He et al. 2021, section 4.1)
-    splits: tuple[str, ...]  # whose pictures to train on
+    splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose pictures to train on
 
     def __post_init__(self) -> None:
         super().__post_init__()

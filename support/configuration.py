@@ -128,7 +128,8 @@ def _section(mapping: Any, config_class: type[T], where: _Where) -> T:
     for key in mapping:
         if key not in fields:
             name = _printable(key) if isinstance(key, str) else type(key).__name__
-            likely = get_close_matches(name, missing, 1) or get_close_matches(name, fields, 1)
+            spelt = name.lower()
+            likely = get_close_matches(spelt, missing, 1) or get_close_matches(spelt, fields, 1)
             advice = f"did you mean {likely[0]}?" if likely else f"known here: {', '.join(fields)}"
             raise where.inside(name).error(f"unknown key; {advice}")
     for name in missing:

@@ -2,35 +2,46 @@
 
     python caption.py -c last my_picture.jpg              one picture, or many, or folders of them
     python caption.py -c checkpoint30.pt --beams 1 photos/
+    python caption.py -c last --n-best 3 - < my_picture.jpg
+    python caption.py -c last --explain sheets/ photos/   draws where it looked for each word
     python caption.py -c last --json photos/ > captions.json
 
-A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt from it.
+A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt from it.  How sure it is of a
+caption it can say once evaluate_captioner.py has measured that on val, in a file beside the checkpoint.
 """
 
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from torchvision.transforms.v2.functional import to_pil_image
 
 from coco_loader import ImgFirstDataset, load_image
 from image_captioner import build_captioner
-from image_transforms import EvaluationTransform, normalize
+from image_transforms import EvaluationTransform, central_square, normalize
 from paths import chosen, image_name
+from support import calibration as calibrations
 from support import checkpoints, command_line, interrupts
+from support.attention_sheet import PICTURE_SIDE, attention_sheet
+from support.calibration import Calibration
 from support.configuration import config_from_dict
 from support.devices import autocast, choose_precision
 from support.errors import RunError, UsageError
+from support.files import replacing, require_place
 from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
 from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
 
 BATCH_SIZE = 16  # pictures captioned at once
+STDIN = Path("/dev/stdin")
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -83,7 +94,7 @@ class Captioner:
         return self.tokenizer.decode(hypothesis.tokens)
 
     @torch.inference_mode()
-    def attention(self, picture: Image.Image, caption: str | Hypothesis) -> Attention:
+    def attention(self, picture: Image.Image | torch.Tensor, caption: str | Hypothesis) -> Attention:
         """Where the decoder looked in a picture as it wrote each word of a caption.
 
         The picture and the whole caption go through the model once more, and the weights of the last
@@ -169,33 +180,108 @@ def show_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4
         print(f"    {image_name(item.image_id)}: {captioner.text(best)}")
 
 
+def calibration_path(checkpoint: Path) -> Path:
+    """Where it stands how sure a captioner may be."""
+    return checkpoint.with_name(f"{checkpoint.stem}_calibration.json")
+
+
+def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:
+    """What a calibration holds for: this model, searching like this."""
+    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha}
+    return {"sha256": checkpoints.digest(checkpoint), **search}
+
+
+class Picture(NamedTuple):
+    """A picture to caption."""
+
+    place: Path
+    image: torch.Tensor  # (3, H, W) uint8, what the model sees
+    square: Image.Image  # the same part of the picture, as large as a sheet shows it
+
+
 def find_pictures(places: Sequence[str]) -> list[Path]:
     """The pictures named, and those lying in the folders named, in order of name."""
     found: list[Path] = []
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    for place in places:
+        path = STDIN if place == "-" else Path(place)
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
             if not inside:
-                raise UsageError(
-                    f"{place}: no pictures in this folder ({', '.join(sorted(PICTURE_SUFFIXES))})"
-                )
+                suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+                raise UsageError(f"{path}: no pictures in this folder ({suffixes})")
             found += inside
-        elif place.exists():
-            found.append(place)
+        elif path.exists():
+            found.append(path)
         else:
-            raise UsageError(f"{place}: no such picture or folder")
+            raise UsageError(f"{path}: no such picture or folder")
     return found
 
 
-def read_pictures(
-    places: Sequence[Path], transform: EvaluationTransform
-) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Each readable picture, transformed; an unreadable one is named on stderr and left out."""
+def read_pictures(places: Sequence[Path], transform: EvaluationTransform) -> Iterator[Picture]:
+    """Each readable picture; an unreadable one is named on stderr and left out."""
     for place in places:
         try:
-            yield place, transform(load_image(place))
+            square = to_pil_image(central_square(load_image(place)))
         except (RunError, UsageError) as error:
             print(f"caption.py: {error}", file=sys.stderr)
+            continue
+        image = transform(square)
+        square.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        yield Picture(place, image, square)
+
+
+def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
+    """The file for each picture's sheet: `out` itself for one, else files in the folder `out`.
+
+    Raises:
+        UsageError: many pictures and one file.
+    """
+    places = list(dict.fromkeys(places))
+    sheets, names = {}, Counter()
+    for place in places:
+        names[place.name] += 1  # the same name may lie in two folders
+        number = f"-{names[place.name]}" if names[place.name] > 1 else ""
+        sheets[place] = out / f"{place.name}{number}.png"
+    if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
+        if len(places) > 1:
+            raise UsageError(f"--explain {out}: one file for {len(places)} pictures; name a folder")
+        sheets = {places[0]: out}
+    for sheet in sheets.values():
+        require_place(sheet)
+    return sheets
+
+
+def explain(captioner: Captioner, picture: Picture, best: Hypothesis, path: Path) -> None:
+    """Draws where the captioner looked for each word of its caption."""
+    sheet = attention_sheet(picture.square, *captioner.attention(picture.image, best))
+    with replacing(path) as temporary:
+        sheet.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
+
+
+def described(
+    captioner: Captioner, picture: Picture, hypotheses: list[Hypothesis], calibration: Calibration | None
+) -> dict[str, Any]:
+    """All that is known of a picture, as plain values."""
+    best = hypotheses[0]
+    result = {
+        "picture": "-" if picture.place == STDIN else str(picture.place),
+        "caption": captioner.text(best),
+        "score": best.score,
+        "mean_log_probability": best.mean_log_probability,
+        "confidence": calibration and calibration(best.mean_log_probability),
+    }
+    if captioner.options.n_best > 1:
+        result["n_best"] = [{"caption": captioner.text(h), "score": h.score} for h in hypotheses]
+    return result
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """What is printed of a picture: its caption, or its best ones with their scores."""
+    sure = "" if result["confidence"] is None else f"  (confidence {result['confidence']:.2f})"
+    if "n_best" not in result:
+        return f"{result['picture']}: {result['caption']}{sure}"
+    ranked = [f"  {entry['score']:8.4f}  {entry['caption']}" for entry in result["n_best"]]
+    return "\n".join([f"{result['picture']}:{sure}", *ranked])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -203,32 +289,57 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "-c", dest="checkpoint", metavar="CKPT", required=True, help="a path, a name, or `last`"
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER")
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="`-` reads a picture from standard input"
+    )
     parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
-    parser.add_argument("--json", action="store_true", help="one JSON list of {picture, caption, score}")
+    parser.add_argument(
+        "--n-best", metavar="K", type=command_line.beams, default=1, help="the K best captions, with scores"
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="OUT",
+        type=Path,
+        help="draw where it looked: a folder, or a file for one picture",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list of {picture, caption, score, ...}")
     command_line.add_place_options(parser)
     options = parser.parse_args(arguments)
 
     places = find_pictures(options.pictures)
+    sheets = sheet_paths(options.explain, places) if options.explain else {}
     folder = chosen(options)["captioner_checkpoints"]
-    _, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
+    path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captioner = captioner_from_state(state, device, options.beams)
+    if options.n_best > captioner.options.num_beams:
+        beams = captioner.options.num_beams
+        raise UsageError(f"--n-best {options.n_best} is more than the {beams} beams searched; raise --beams")
+    calibration = calibrations.load(calibration_path(path), calibrated_for(path, captioner.options))
+    captioner.options = replace(captioner.options, n_best=options.n_best)
+
+    if calibration is None:
+        print(
+            f"caption.py: no confidence yet: `python evaluate_captioner.py -c {path}` measures it on val",
+            file=sys.stderr,
+        )
 
     results = []
     pictures = read_pictures(places, captioner.transform)
-    while batch := [picture for picture, _ in zip(pictures, range(BATCH_SIZE))]:
+    while batch := list(islice(pictures, BATCH_SIZE)):
         interrupts.check()
-        decoded = captioner.decode(torch.stack([image for _, image in batch]))
-        for (place, _), (best, *_) in zip(batch, decoded):
-            result = {"picture": str(place), "caption": captioner.text(best), "score": best.score}
+        decoded = captioner.decode(torch.stack([picture.image for picture in batch]))
+        for picture, hypotheses in zip(batch, decoded):
+            result = described(captioner, picture, hypotheses, calibration)
             results.append(result)
             if not options.json:
-                print(f"{place}: {result['caption']}", flush=True)
+                print(as_text(result), flush=True)
+            if sheets:
+                explain(captioner, picture, hypotheses[0], sheets[picture.place])
     if options.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
     if len(results) < len(places):
-        raise UsageError(f"{len(places) - len(results)} of {len(places)} pictures could not be read")
+        raise RunError(f"{len(places) - len(results)} of {len(places)} pictures could not be read")
 
 
 if __name__ == "__main__":

@@ -3,22 +3,28 @@
     python evaluate_captioner.py -c last                     val2017: all metrics, the last line is BLEU-4
     python evaluate_captioner.py -c last --split train -s 0.01
     python evaluate_captioner.py -c last --out results.json
+    torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
-Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON.
+Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON.  Of
+the whole val split it also writes how sure the captioner may be, beside the checkpoint, for caption.py.
+No picture is left out: one that cannot be read ends the evaluation, by name.
 """
 
 import argparse
-from collections import Counter
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from caption import Captioner, captioner_from_state
+from caption import Captioner, calibrated_for, calibration_path, captioner_from_state
 from coco_loader import get_coco_loader, load_processed
 from paths import CAPTIONED_SPLITS, chosen, image_name
-from support import checkpoints, command_line, distributed, interrupts
+from support import calibration, checkpoints, command_line, distributed, interrupts
+from support.assessment import assess, lines, with_references
+from support.calibration import Calibration
 from support.files import require_place, write_json
 from support.metrics import score
 
@@ -27,37 +33,38 @@ EXAMPLES = 6  # captions printed
 NUM_WORKERS = 2
 
 
-def caption_split(captioner: Captioner, loader: DataLoader) -> tuple[dict[int, list[str]], dict[int, str]]:
-    """Captions every picture of an image-first loader.
+class CaptionedSplit(NamedTuple):
+    """What `caption_split` found, by image id, ascending."""
 
-    Returns:
-        The references and the caption of each picture, by image id; of all processes, in every process.
-    """
-    references: dict[int, list[str]] = {}
-    captions: dict[int, str] = {}
+    references: dict[int, list[str]]  # what people wrote
+    captions: dict[int, str]  # what the captioner wrote
+    scores: dict[int, float]  # the mean log-probability of its tokens
+
+
+def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
+    """Captions every picture of an image-first loader; of all processes, in every process."""
+    mine = CaptionedSplit({}, {}, {})
     quiet = None if distributed.is_main() else True
     for batch in tqdm(loader, desc="beam search", unit="batch", leave=False, disable=quiet):
         interrupts.check()
         decoded = captioner.decode(batch.images)
         for image_id, texts, (best, *_) in zip(batch.image_ids.tolist(), batch.captions, decoded):
-            references[image_id] = texts
-            captions[image_id] = captioner.text(best)
-    for others, theirs in distributed.gathered((references, captions)):
-        references |= others
-        captions |= theirs
-    return dict(sorted(references.items())), dict(sorted(captions.items()))
+            mine.references[image_id] = texts
+            mine.captions[image_id] = captioner.text(best)
+            mine.scores[image_id] = best.mean_log_probability
+    parts = distributed.gathered(mine)
+    return CaptionedSplit(*(dict(sorted(merged(column).items())) for column in zip(*parts)))
 
 
-def scored(references: dict[int, list[str]], captions: dict[int, str]) -> dict[str, float]:
+def merged(dicts: tuple[dict, ...]) -> dict:
+    """One dict of all."""
+    return {key: value for part in dicts for key, value in part.items()}
+
+
+def scored(captioned: CaptionedSplit) -> dict[str, float]:
     """The metrics of the captions whose pictures have references, as fractions."""
-    known = {image_id: texts for image_id, texts in references.items() if texts}
-    return score(known, {image_id: captions[image_id] for image_id in known})
-
-
-def constant_caption(train: list[tuple[int, list[str]]]) -> str:
-    """The most frequent caption of train: what a model could say of every picture without looking."""
-    counts = Counter(" ".join(text.lower().split()) for _, texts in train for text in texts)
-    return max(counts, key=lambda text: (counts[text], text))
+    known = with_references(captioned.references)
+    return score(known, {image_id: captioned.captions[image_id] for image_id in known})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,34 +99,36 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         transform=captioner.transform, num_workers=NUM_WORKERS, paths=paths, subset=options.subset,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
-    references, captions = caption_split(captioner, loader)
+    captioned = caption_split(captioner, loader)
     if not distributed.is_main():
         return
 
-    constant = constant_caption(load_processed(paths, "train", "im2capts"))
-    metrics = scored(references, captions)
-    baseline = scored(references, dict.fromkeys(references, constant))
-    metrics_path = results.with_name(f"{results.stem}_metrics.json")
+    train = [text for _, texts in load_processed(paths, "train", "im2capts") for text in texts]
+    assessment = assess(*captioned, train)
+    which = f"{options.split}2017" + ("" if options.subset == 1 else f" -s {options.subset:g}")
+    beams = f"beams={captioner.options.num_beams} alpha={captioner.options.length_alpha:g}"
+    model = f"checkpoint {path.name} sha256 {checkpoints.digest(path)[:12]}"
+    signature = f"coco-ptb | n={assessment['scored_images']} | {which} | {beams} | {model}"
+    facts = {
+        "signature": signature, "checkpoint": str(path), "split": f"{options.split}2017",
+        "num_beams": captioner.options.num_beams, "length_alpha": captioner.options.length_alpha,
+    }  # fmt: skip
+    metrics = results.with_name(f"{results.stem}_metrics.json")
+    captions = captioned.captions
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
-    write_json(
-        metrics_path,
-        {
-            "checkpoint": str(path), "split": f"{options.split}2017", "images": len(captions),
-            "num_beams": captioner.options.num_beams, "length_alpha": captioner.options.length_alpha,
-            "metrics": metrics, "constant_caption": constant, "constant_caption_metrics": baseline,
-        },
-    )  # fmt: skip
+    write_json(metrics, facts | assessment)
+    written = [results, metrics]
+    if options.split == "val" and options.subset == 1 and (measured := assessment["calibration"]):
+        written.append(calibration_path(path))
+        points = Calibration(measured["scores"], measured["confidences"])
+        calibration.save(calibration_path(path), points, calibrated_for(path, captioner.options))
 
     for image_id, text in list(captions.items())[:EXAMPLES]:
         print(f"{image_name(image_id)}: {text}")
-    print(
-        f"\n{len(captions)} pictures of {options.split}2017, {len(set(captions.values()))} distinct captions"
-    )
-    print(f"written: {results}, {metrics_path}\n")
-    print(f"{'':8} {'captioner':>9}  the constant caption {constant!r}")
-    for name, value in metrics.items():
-        print(f"{name:8} {100 * value:9.2f}  {100 * baseline[name]:.2f}")
-    print(f"BLEU-4 {100 * metrics['BLEU-4']:.2f}")
+    print(f"\nwritten: {', '.join(map(str, written))}\n\n{signature}\n")
+    print("\n".join(lines(assessment)))
+    sys.stdout.flush()
+    print(f"\nBLEU-4 {100 * assessment['metrics']['BLEU-4']:.2f}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, which alon
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from paths import chosen
 from support import checkpoints, command_line, devices, distributed
+from support.caption_statistics import caption_statistics
 from support.configuration import at_least, bounded, config_to_dict, load_config, positive
 from support.errors import UsageError
 from support.logbook import epoch_line
@@ -153,7 +155,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
             figures = trainer.train()
             figures |= trainer.validate()
             if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
-                figures["bleu4"] = scored(*caption_split(captioner, picture_loader))["BLEU-4"]
+                captioned = caption_split(captioner, picture_loader)
+                statistics = caption_statistics(captioned.captions.values())
+                figures |= {"bleu4": scored(captioned)["BLEU-4"], "distinct_captions": statistics.distinct}
+                if statistics.collapsed and distributed.is_main():
+                    print(statistics.warning(), file=sys.stderr, flush=True)
             trainer.complete(figures)
             if distributed.is_main():
                 unit = "pairs" if config.captions_per_image == 1 else "pictures"

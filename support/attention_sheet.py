@@ -24,6 +24,7 @@ TILE, LABEL, GAP, MARGIN = (
     24,
 )  # pixels: a word's picture, its word above, between two, around all
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+PICTURE_SIDE = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
 LINE = 3  # pixels, of the outline
 INK, PALE_INK, FRAME, RED, PAPER = (
     (28, 28, 32),
@@ -58,8 +59,8 @@ def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tens
         (MARGIN, sheet.height - MARGIN), LEGEND, fill=PALE_INK, font=ImageFont.load_default(18), anchor="ls"
     )
 
-    side = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
-    sheet.paste(framed(picture.resize((side, side), Image.Resampling.LANCZOS)), (MARGIN, top + LABEL))
+    large = picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    sheet.paste(framed(large), (MARGIN, top + LABEL))
     small = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
     for (row, column), word, weights in zip(cells, words, maps):
         x, y = MARGIN + column * (TILE + GAP), top + row * (LABEL + TILE + GAP)

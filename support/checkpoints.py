@@ -126,6 +126,13 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     return state
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 that a sound checkpoint carries: it names the contents, whatever the file is called."""
+    with open(path, "rb") as file:
+        file.seek(-64, os.SEEK_END)
+        return file.read().decode("ascii")
+
+
 def require_torch(version: str = torch.__version__) -> None:
     """Refuses a torch whose `weights_only=True` does not protect."""
     if tuple(int(part) for part in version.split(".")[:2]) < TORCH_FLOOR:

@@ -16,6 +16,8 @@ import evaluate_captioner
 import train_captioner
 import train_encoder
 from support import interrupts
+from support.attention_sheet import attention_sheet
+from support.calibration import Calibration
 from support.metrics import score
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
 
@@ -136,7 +138,7 @@ def test_captions_of_pictures_and_folders_in_order_and_the_unreadable_named(trai
 
     (folder / "b.png").write_bytes(b"<html>not found</html>")
     code, message = ended(caption.main, "-c", checkpoint, folder, capsys=capsys)
-    assert code == 2
+    assert code == 1
     assert "b.png" in message
     assert "1 of 3 pictures" in message
 
@@ -193,3 +195,128 @@ def test_a_signal_stops_a_beam_search_at_the_next_token(trained, monkeypatch):
     assert len(steps) == 1
     monkeypatch.setattr(interrupts, "_received", None)
     assert isinstance(captioner.caption([Image.new("RGB", (40, 30))])[0], str)
+
+
+def evaluated(paths, checkpoint, *more: str) -> None:
+    evaluate_captioner.main(["-c", str(checkpoint), "--data", str(paths["data"]), *more])
+
+
+def test_evaluation_names_a_picture_that_it_cannot_read_and_writes_nothing(trained, tmp_path, capsys):
+    """A score over fewer pictures would look like any other."""
+    paths, checkpoint = trained
+    (damaged, *_) = sorted(paths["val_images"].iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    results = tmp_path / "results.json"
+    options = ["-c", checkpoint, "--data", paths["data"], "--out", results]
+    code, message = ended(evaluate_captioner.main, *options, capsys=capsys)
+    assert code == 1
+    assert damaged.name in message
+    assert not results.exists()
+
+
+def test_the_signature_says_what_the_figures_are_of(trained, tmp_path, capsys):
+    paths, checkpoint = trained
+    evaluated(paths, checkpoint, "--beams", "1", "--out", str(tmp_path / "r.json"))
+    digest = checkpoint.read_bytes()[-64:].decode()
+    signature = json.loads((tmp_path / "r_metrics.json").read_text())["signature"]
+    expected = (
+        f"coco-ptb | n=4 | val2017 | beams=1 alpha=0.8 | checkpoint checkpoint1.pt sha256 {digest[:12]}"
+    )
+    assert signature == expected
+    assert signature in capsys.readouterr().out.splitlines()
+
+
+def test_confidence_is_measured_by_evaluation_and_shown_for_the_same_search_only(
+    trained, monkeypatch, tmp_path, capsys
+):
+    paths, checkpoint = trained
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
+    shown = [
+        ["-c", str(checkpoint), "--json", "--beams", beams, str(tmp_path / "blue.png")] for beams in "21"
+    ]
+    caption.main(shown[0])
+    output = capsys.readouterr()
+    assert json.loads(output.out)[0]["confidence"] is None
+    assert "evaluate_captioner.py" in output.err
+
+    monkeypatch.setattr("support.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
+    evaluated(paths, checkpoint)
+    points = json.loads(checkpoint.with_name("checkpoint1_calibration.json").read_text())
+    capsys.readouterr()
+    caption.main(shown[0])
+    output = capsys.readouterr()
+    (result,) = json.loads(output.out)
+    expected = Calibration(points["scores"], points["confidences"])(result["mean_log_probability"])
+    assert result["confidence"] == expected
+    assert output.err == ""
+    caption.main(shown[0][:2] + shown[0][3:])
+    assert capsys.readouterr().out.endswith(f"  (confidence {expected:.2f})\n")
+    caption.main(shown[1])
+    assert json.loads(capsys.readouterr().out)[0]["confidence"] is None
+
+
+def test_the_best_captions_come_with_their_scores_best_first(trained, tmp_path, capsys):
+    _, checkpoint = trained
+    picture = Image.new("RGB", (40, 30), "blue")
+    picture.save(tmp_path / "blue.png")
+    options = ["-c", str(checkpoint), "--beams", "3", "--n-best", "3", str(tmp_path / "blue.png")]
+    caption.main([*options, "--json"])
+    (result,) = json.loads(capsys.readouterr().out)
+    scores = [entry["score"] for entry in result["n_best"]]
+    assert len(set(scores)) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert result["n_best"][0] == {"caption": result["caption"], "score": result["score"]}
+    caption.main(options)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path / 'blue.png'}:"
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+        [f"{entry['score']:.4f}", entry["caption"]] for entry in result["n_best"]
+    ]
+    too_many = ended(caption.main, *options[:4], "--n-best", "4", options[-1], capsys=capsys)
+    assert_one_clear_line(too_many, "--n-best 4", "3 beams")
+
+
+def test_a_picture_may_come_from_standard_input(trained, tmp_path):
+    _, checkpoint = trained
+    picture = tmp_path / "blue.png"
+    Image.new("RGB", (40, 30), "blue").save(picture)
+    command = [sys.executable, "caption.py", "-c", str(checkpoint), "--json", "-", str(picture)]
+    done = subprocess.run(command, cwd=ROOT, input=picture.read_bytes(), capture_output=True, check=True)
+    piped, named = json.loads(done.stdout)
+    assert piped["picture"] == "-"
+    assert piped | {"picture": named["picture"]} == named
+
+
+def test_explanations_go_to_a_file_or_into_a_folder_one_for_each_picture(trained, tmp_path, capsys):
+    _, checkpoint = trained
+    for place in ("one/a.png", "two/a.png", "two/b.jpg"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (900, 600), "blue").save(tmp_path / place)
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+    caption.main(["-c", str(checkpoint), "--explain", str(tmp_path / "sheets" / "here"), *folders])
+    sheets = sorted((tmp_path / "sheets" / "here").iterdir())
+    assert [sheet.name for sheet in sheets] == ["a.png-2.png", "a.png.png", "b.jpg.png"]
+    capsys.readouterr()
+    caption.main(
+        ["-c", str(checkpoint), "--explain", str(tmp_path / "sheet.jpg"), str(tmp_path / "one/a.png")]
+    )
+    words = capsys.readouterr().out.partition(": ")[2].split()
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.format == "JPEG"
+        blank = attention_sheet(Image.new("RGB", (9, 9)), words, torch.ones(len(words), 1, 1))
+        assert sheet.size == blank.size
+    many = ended(caption.main, "-c", checkpoint, "--explain", tmp_path / "s.png", *folders, capsys=capsys)
+    assert_one_clear_line(many, "--explain", "3 pictures", "folder")
+
+
+def test_training_calls_a_collapsed_model_that(make_tiny_coco, tmp_path, quick_config, capsys):
+    """After one epoch of a few steps the tiny model says the same of all pictures."""
+    paths = make_tiny_coco(train=6, val=30, unlabeled=2)
+    train_mae(paths["data"], tmp_path / "out", quick_config["mae"], "--epochs", "1")
+    config = write_config(tmp_path, "captioner_config.yaml", eval_freq=1)
+    train_captions(paths["data"], tmp_path / "out", config, "-p", "last", "--epochs", "1")
+    log = json.loads((tmp_path / "out" / "captioner" / "log.jsonl").read_text())
+    warning = (
+        f"WARNING: the model has collapsed: {log['distinct_captions']} distinct captions for 30 pictures"
+    )
+    assert warning in capsys.readouterr().err

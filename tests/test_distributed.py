@@ -1,5 +1,6 @@
-"""Two processes under torchrun train as one does."""
+"""Two processes under torchrun train and evaluate as one does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import evaluate_captioner
 from tests.training_cases import ROOT, STACK, state_of, train_captions, train_mae, write_config
 
 
@@ -45,3 +47,22 @@ def test_two_ranks_train_as_one_process_does(make_tiny_coco, tmp_path):
         if name.endswith("key_projection.bias"):
             continue  # softmax does not see it: its gradient is rounding noise, which Adam blows up
         assert torch.allclose(weight, two["model"][name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_caption_and_score_as_one_process_does(make_tiny_coco, tmp_path):
+    """45 pictures: the ranks have 23 and 22, and enough are captioned to measure a confidence."""
+    paths = make_tiny_coco(train=5, val=45, unlabeled=2)
+    train_mae(paths["data"], tmp_path, write_config(tmp_path, "mae_config.yaml"), "--epochs", "1")
+    config = write_config(tmp_path, "captioner_config.yaml", decoder=STACK)
+    train_captions(paths["data"], tmp_path, config, "-p", "last", "--epochs", "1")
+    checkpoint = tmp_path / "captioner" / "checkpoint1.pt"
+    options = ("-c", str(checkpoint), "--data", str(paths["data"]), "--out")
+    evaluate_captioner.main([*options, str(tmp_path / "one.json")])
+    calibration = checkpoint.with_name("checkpoint1_calibration.json").read_bytes()
+    torchrun("evaluate_captioner.py", *options, tmp_path / "two.json")
+    assert len(json.loads((tmp_path / "one.json").read_text())) == 45
+    for name in ("{}.json", "{}_metrics.json"):
+        one, two = ((tmp_path / name.format(who)).read_text() for who in ("one", "two"))
+        assert one == two
+    assert checkpoint.with_name("checkpoint1_calibration.json").read_bytes() == calibration

@@ -37,6 +37,8 @@ BAD = {
     "--subset": FRACTIONS,
     "--epochs": NUMBERS,
     "--beams": [*NUMBERS, "101"],
+    "--n-best": [*NUMBERS, "101", "99"],
+    "--explain": ["{text}", "{text}/inside.png", "", LONG],
     "--split": ["test", "x", ""],
     "--splits": ["all", "", "train,val"],
     "--source": ["{nowhere}", "{text}", "", LONG, "ftp://coco"],

@@ -57,6 +57,11 @@ class Hypothesis:
     score: float  # log_probability / length^alpha, by which hypotheses rank
     token_log_probabilities: list[float]  # of each token, given those before it
 
+    @property
+    def mean_log_probability(self) -> float:
+        """Of a token: what compares hypotheses of different sources."""
+        return self.log_probability / len(self.tokens)
+
 
 @dataclass(frozen=True)
 class Beams:

@@ -1,0 +1,124 @@
+"""All that evaluation says of the captions of a split: figures, what they compare with, how varied they are.
+
+`assess` gives one dict of plain values, which is what the metrics JSON holds; `lines` words it.  All
+figures in the dict are fractions; the lines print them times 100.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from support.calibration import calibrate, calibration_error, foretold, reliability
+from support.caption_statistics import CaptionStatistics, caption_statistics, constant_caption, human_captions
+from support.metrics import (
+    METRICS,
+    ImageStatistics,
+    confidence_intervals,
+    corpus_scores,
+    image_statistics,
+    score,
+)
+
+
+def with_references(references: Mapping[int, list[str]]) -> dict[int, list[str]]:
+    """The pictures that can be scored: those that have a caption by a person."""
+    return {image_id: texts for image_id, texts in references.items() if texts}
+
+
+def assess(
+    references: Mapping[int, list[str]],
+    captions: Mapping[int, str],
+    scores: Mapping[int, float],
+    train: list[str],
+) -> dict[str, Any]:
+    """Scores and counts.
+
+    Args:
+        references: for each image id, what people wrote; a picture without is counted but not scored.
+        captions: for the same ids, what the model wrote.
+        scores: for the same ids, the mean log-probability of the caption's tokens.
+        train: all captions of the training split.
+
+    Raises:
+        UsageError: no picture has references.
+    """
+    known = with_references(references)
+    statistics = image_statistics(known, {image_id: captions[image_id] for image_id in known})
+    constant = constant_caption(train)
+    others, people = human_captions(known)
+    counts = caption_statistics(captions.values(), train)
+    return {
+        "images": len(captions),
+        "scored_images": len(known),
+        "metrics": corpus_scores(statistics),
+        "intervals": {metric: list(bounds) for metric, bounds in confidence_intervals(statistics).items()},
+        "constant_caption": constant,
+        "constant_caption_metrics": score(known, dict.fromkeys(known, constant)),
+        "human_metrics": score(others, people) if people else None,
+        "human_images": len(people),
+        "captions": asdict(counts) | {"collapsed": counts.collapsed},
+        "calibration": confidence(statistics, scores),
+    }
+
+
+def confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dict[str, Any] | None:
+    """The map from a caption's score to the share of its words that people confirm, and what it is worth."""
+    shares = (statistics.matches[:, 0] / statistics.candidates[:, 0].clamp(min=1)).tolist()
+    ordered = [scores[image_id] for image_id in statistics.image_ids]
+    calibration, confidences = calibrate(ordered, shares), foretold(ordered, shares)
+    if calibration is None or confidences is None:
+        return None
+    bins = reliability(confidences, shares)
+    return {
+        **asdict(calibration),
+        "reliability": [asdict(bin) for bin in bins],
+        "error": calibration_error(bins),
+    }
+
+
+def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
+    """The assessment as a page of text."""
+    yield from _figures(assessment)
+    counts = {key: value for key, value in assessment["captions"].items() if key != "collapsed"}
+    statistics = CaptionStatistics(**counts)
+    yield ""
+    yield (
+        f"{statistics.captions:,} captions: {statistics.distinct:,} distinct, {statistics.words:,} different "
+        f"words, {statistics.in_train:,} stand word for word in train"
+    )
+    yield f"the most frequent, {statistics.most_frequent_count:,} times: {statistics.most_frequent!r}"
+    if missing := assessment["images"] - assessment["scored_images"]:
+        yield f"{missing:,} pictures have no caption by a person: captioned, but not scored"
+    if assessment["calibration"]:
+        yield from _reliability(assessment["calibration"])
+    if statistics.collapsed:
+        yield ""
+        yield statistics.warning()
+
+
+def _figures(assessment: Mapping[str, Any]) -> Iterator[str]:
+    human = assessment["human_metrics"]
+    yield f"{'':8} {'captioner':>9}   {'95 % interval':15} {'constant caption':>16} {'human':>7}"
+    for metric in METRICS:
+        low, high = (100 * bound for bound in assessment["intervals"][metric])
+        figure, constant = assessment["metrics"][metric], assessment["constant_caption_metrics"][metric]
+        person = f"{100 * human[metric]:7.2f}" if human else f"{'–':>7}"
+        interval = f"{low:.2f} – {high:.2f}"
+        yield f"{metric:8} {100 * figure:9.2f}   {interval:15} {100 * constant:16.2f} {person}"
+    yield f"constant caption: {assessment['constant_caption']!r}, the most frequent of train"
+    if human:
+        pictures = f"{assessment['human_images']:,} pictures with two or more"
+        yield f"human: the first caption of a picture against its others, {pictures}"
+    else:
+        yield "human: no picture has two captions"
+
+
+def _reliability(calibration: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "confidence: the share of a caption's words that people use of the picture, foretold from the mean"
+    yield "log-probability of its tokens; each half of the pictures by the map fitted on the other half"
+    yield f"{'foretold':>15} {'mean':>6} {'came true':>10} {'pictures':>9}"
+    for row in calibration["reliability"]:
+        span = f"{row['lowest']:.2f} – {row['highest']:.2f}"
+        yield f"{span:>15} {row['confidence']:6.2f} {row['confirmed']:10.2f} {row['captions']:9,}"
+    yield f"mean difference {calibration['error']:.3f}"

@@ -1,0 +1,137 @@
+"""How sure a captioner may be: from the score of a caption to the share of its words that people confirm.
+
+A caption's score is the mean log-probability of its tokens.  It ranks captions, but says nothing in itself:
+how high a network's probabilities are depends on how long it was trained (Guo et al. 2017, arXiv:1706.04599).
+So the share of words that stand in a picture's references is measured on a validation split, for captions of
+low score and of high, and a map that never falls is laid through it.
+
+    bins           captions in order of score, cut into runs of equal length
+    points         mean score and mean share of each bin, neighbours pooled while the share falls
+                   (isotonic regression by pooling adjacent violators, Zadrozny and Elkan 2002)
+    in between     a straight line; beyond the ends, the value there
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from support.files import read_json, write_json
+
+BINS = 10  # at most
+FEWEST_IN_BIN = 20  # captions
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map from scores to confidences, by its corner points."""
+
+    scores: tuple[float, ...]  # ascending
+    confidences: tuple[float, ...]  # ascending, 0 to 1
+
+    def __call__(self, score: float) -> float:
+        """The share of words, 0 to 1, to expect of a caption of this score."""
+        right = bisect_right(self.scores, score)
+        if right in (0, len(self.scores)):
+            return self.confidences[min(right, len(self.scores) - 1)]
+        (x0, x1), (y0, y1) = self.scores[right - 1 : right + 1], self.confidences[right - 1 : right + 1]
+        return y0 + (y1 - y0) * (score - x0) / (x1 - x0)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Captions of like confidence."""
+
+    captions: int
+    lowest: float  # confidence
+    highest: float
+    confidence: float  # the mean
+    confirmed: float  # mean share of words that people confirm
+
+
+def save(path: Path, calibration: Calibration, made_for: Mapping[str, Any]) -> None:
+    """Writes the map, and what it was measured on: it holds for nothing else."""
+    points = {"scores": calibration.scores, "confidences": calibration.confidences}
+    write_json(path, {"made_for": dict(made_for), **points})
+
+
+def load(path: Path, made_for: Mapping[str, Any]) -> Calibration | None:
+    """The map that `save` wrote for the same; None where there is none, or it is of something else."""
+    content = read_json(path, {})
+    columns = [content.get("scores"), content.get("confidences")]
+    sound = all(
+        isinstance(c, list) and c and all(type(x) is float and math.isfinite(x) for x in c) for c in columns
+    )
+    if content.get("made_for") != dict(made_for) or not sound or len(columns[0]) != len(columns[1]):
+        return None
+    return Calibration(*map(tuple, columns))
+
+
+def calibrate(scores: Sequence[float], shares: Sequence[float]) -> Calibration | None:
+    """Fits the map; None where there are too few captions to tell.
+
+    Args:
+        scores: of captions, mean log-probability of a token.
+        shares: of each caption's words, those that stand in a reference, 0 to 1.
+    """
+    pooled: list[tuple[int, float, float]] = []  # captions, mean score, mean share
+    for run in _runs(sorted(zip(scores, shares))):
+        block = len(run), _mean([score for score, _ in run]), _mean([share for _, share in run])
+        while pooled and pooled[-1][2] >= block[2]:
+            block = _together(pooled.pop(), block)
+        pooled.append(block)
+    if not pooled:
+        return None
+    return Calibration(tuple(score for _, score, _ in pooled), tuple(share for _, _, share in pooled))
+
+
+def foretold(scores: Sequence[float], shares: Sequence[float]) -> list[float] | None:
+    """The confidence of each caption by a map that was fitted without it: on the other half of them.
+
+    A map looks good on the captions that it was fitted on; this is what it is worth on others.  None where
+    there are too few.
+    """
+    halves = [calibrate(scores[start::2], shares[start::2]) for start in (1, 0)]
+    if None in halves:
+        return None
+    return [halves[place % 2](score) for place, score in enumerate(scores)]
+
+
+def reliability(confidences: Sequence[float], shares: Sequence[float]) -> list[Bin]:
+    """Captions in order of confidence, in bins of equal length: what was foretold, and what came."""
+    return [
+        Bin(
+            captions=len(run),
+            lowest=run[0][0],
+            highest=run[-1][0],
+            confidence=_mean([confidence for confidence, _ in run]),
+            confirmed=_mean([share for _, share in run]),
+        )
+        for run in _runs(sorted(zip(confidences, shares)))
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """How far confidence and outcome lie apart in a bin, on average over captions (Guo et al. 2017)."""
+    captions = sum(bin.captions for bin in bins)
+    return sum(bin.captions * abs(bin.confidence - bin.confirmed) for bin in bins) / captions
+
+
+def _runs(pairs: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Cuts a list into `BINS` runs equal but for one, or fewer where runs would be short; maybe none."""
+    count = min(BINS, len(pairs) // FEWEST_IN_BIN)
+    edges = [len(pairs) * number // max(1, count) for number in range(count + 1)]
+    return [pairs[start:end] for start, end in pairwise(edges)]
+
+
+def _together(first: tuple[int, float, float], second: tuple[int, float, float]) -> tuple[int, float, float]:
+    captions = first[0] + second[0]
+    means = [(first[0] * a + second[0] * b) / captions for a, b in zip(first[1:], second[1:])]
+    return captions, *means
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

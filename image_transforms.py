@@ -24,6 +24,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from support.errors import RunError
+from support.pictures import FORMATS
 
 # Mean and standard deviation of ImageNet's training pixels in [0, 1], for red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -136,7 +137,7 @@ def _decode(data: bytes) -> Tensor:
     Ordinary JPEGs are decoded by torchvision, a quarter faster than by Pillow and to the same pixels.
     Whatever is odd, in kind or by damage, goes to Pillow, which knows more kinds and words its errors better.
     """
-    with Image.open(io.BytesIO(data)) as image:  # reads the header only, and refuses decompression bombs
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # the header only; refuses huge sizes
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             with suppress(RuntimeError):
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)

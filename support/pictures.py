@@ -15,6 +15,8 @@ from support.errors import RunError
 
 # COCO's names: the id in twelve digits, more where the id has more
 NAME = re.compile(r"([0-9]{12,18})\.jpg")
+# Others are not opened: for EPS, Pillow starts Ghostscript, which runs the program that the file is.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG
 
 
@@ -53,7 +55,7 @@ def trouble(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             if image.format == "JPEG" and is_cut(path):
                 return "its end is missing"

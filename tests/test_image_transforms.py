@@ -186,7 +186,15 @@ def huge_png() -> bytes:
     return bytes(data)
 
 
+def postscript() -> bytes:
+    """A program, which Pillow would have Ghostscript run."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    return file.getvalue()
+
+
 BAD_FILES = {
+    "PostScript": postscript,
     "missing": lambda: None,
     "empty": lambda: b"",
     "cut": lambda: whole_jpeg()[:2000],
@@ -194,6 +202,13 @@ BAD_FILES = {
     "web page": lambda: b"<!DOCTYPE html>\n<html><body>404\nNot found</body></html>",
     "200 megapixels": huge_png,
 }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_is_read_by_what_it_is_and_not_by_its_name(tmp_path, kind):
+    path = tmp_path / "000000000139.jpg"
+    Image.new("RGB", (8, 6), RED).save(path, kind)
+    np.testing.assert_allclose(array(load_image(path))[3, 4], RED, atol=6)
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)

@@ -56,9 +56,11 @@ def request(
     """The server's answer, its body still to be read; trouble on the way, then or later, is `Again`."""
     headers = {"Accept-Encoding": "identity"} | (headers or {})  # the file's own bytes, whose number we know
     try:
-        with session.request(
-            method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True
-        ) as response:
+        with interrupts.at_once():
+            response = session.request(
+                method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True
+            )
+        with response:
             yield response
     except (InvalidURL, MissingSchema, InvalidSchema) as error:
         raise UsageError(f"{url} is no address to download from: {error}") from None
@@ -66,6 +68,17 @@ def request(
         raise RunError(f"{url}: no secure connection: {_root(error)}") from None
     except (requests.RequestException, HTTPError) as error:
         raise Again(_root(error)) from None
+
+
+def chunks_of(response: requests.Response) -> Iterator[bytes]:
+    """The body, piece by piece; a signal ends the wait for the next one."""
+    chunks = response.iter_content(CHUNK)
+    while True:
+        with interrupts.at_once():
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def check_status(response: requests.Response) -> None:

@@ -19,7 +19,7 @@ import requests
 from tqdm import tqdm
 
 from support import interrupts
-from support.connections import CHUNK, Again, check_status, open_session, persist, request, whole_number
+from support.connections import Again, check_status, chunks_of, open_session, persist, request, whole_number
 from support.errors import RunError
 from support.files import digest, read_json, write_json
 
@@ -138,7 +138,7 @@ def _receive(
     response: requests.Response, part: _Part, version: dict[str, Any], offset: int, magic: bytes, bar: tqdm
 ) -> None:
     """Writes the body after the first `offset` bytes; at offset 0 it replaces what is there."""
-    chunks = response.iter_content(CHUNK)
+    chunks = chunks_of(response)
     if offset == 0:
         first = next(chunks, b"")
         if not first:
@@ -151,7 +151,6 @@ def _receive(
     bar.total, bar.n = size, have
     with open(part.path, "ab") as file:
         for chunk in chunks:
-            interrupts.check()
             have += len(chunk)
             if size is not None and have > size:
                 break
@@ -190,4 +189,5 @@ def _validator(version: dict[str, Any]) -> str | None:
 
 
 def _agrees(path: Path, pin: Pin) -> bool:
-    return path.stat().st_size == pin.size and digest(path, pin.algorithm) == pin.digest
+    with interrupts.at_once():  # a minute, for the largest
+        return path.stat().st_size == pin.size and digest(path, pin.algorithm) == pin.digest

@@ -8,8 +8,11 @@ process at once, its loader workers with it.
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _received: int | None = None
+_waiting = False  # inside `at_once`
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error, as KeyboardInterrupt is none
@@ -39,6 +42,21 @@ def check() -> None:
         raise Interrupted(_received)
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """In this block a signal raises `Interrupted` there and then, even where the system waits for a network.
+
+    For code that loses nothing when it ends between any two lines.
+    """
+    global _waiting
+    check()
+    _waiting = True
+    try:
+        yield
+    finally:
+        _waiting = False
+
+
 def ignore_in_worker() -> None:
     """For loader workers: Ctrl-C reaches the whole process group, but the main process alone decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,3 +70,5 @@ def _handle(signum: int, _frame: object) -> None:
             child.kill()
         os._exit(128 + signum)
     _received = signum
+    if _waiting:
+        raise Interrupted(signum)

@@ -1,6 +1,7 @@
 """Downloads end in the right bytes or in one clear error, whatever the server does, whenever we die."""
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from support import connections, downloads
+from support import connections, downloads, interrupts
 from support.connections import remote_size
 from support.downloads import Pin, download
 from support.errors import RunError, UsageError
@@ -40,7 +41,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Small chunks, and waits that are noted instead of waited."""
     noted: list[float] = []
     monkeypatch.setattr(connections, "CHUNK", CHUNK)
-    monkeypatch.setattr(downloads, "CHUNK", CHUNK)
     monkeypatch.setattr(connections, "_sleep", noted.append)
     return noted
 
@@ -217,6 +217,31 @@ def test_killed_download_is_resumed_by_the_next_process(server: HostileServer, t
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
     assert server.ranges[1] == f"bytes={have}-"
     assert have > 0
+
+
+@pytest.mark.parametrize("sent", [None, 40_000])
+def test_a_signal_ends_the_wait_for_a_silent_server(server: HostileServer, tmp_path: Path, sent) -> None:
+    """Ctrl-C had to wait until the read timed out, after half a minute."""
+    over = threading.Event()
+
+    def fall_silent(handler: hostile.Handler) -> None:
+        if sent is not None:
+            hostile.send(handler, 0, stop=sent)
+            handler.wfile.flush()
+        over.wait(60)
+
+    server.script = [fall_silent]
+    interrupts.install()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(interrupts.Interrupted):
+        download(server.url, tmp_path / "file.zip")
+    assert not over.is_set()
+    over.set()
+    interrupts.install()
+    download(server.url, tmp_path / "file.zip", PIN)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
+    assert len(server.ranges) == 2, "the time-out never came"
+    assert server.sent <= len(CONTENT) + CHUNK + (sent or 0) % CHUNK
 
 
 def test_remote_size(server: HostileServer) -> None:

@@ -9,14 +9,17 @@ for every text: pieces are made of bytes, all 256 are in the vocabulary, and a w
 A tokenizer without a decoder gives "jo gg er running" for "jogger running", and BLEU then scores word pieces.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from support.errors import UsageError
 
 SPECIAL_TOKENS = PAD, SOS, EOS, UNK = "<PAD>", "<SOS>", "<EOS>", "<UNK>"
+BLANKS = r"\s+"  # the only pattern that a tokenizer may hold
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
@@ -35,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
             normalizers.NFD(),  # "é" becomes "e" and an accent, which StripAccents then drops
             normalizers.Lowercase(),
             normalizers.StripAccents(),
-            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(BLANKS), " "),
             normalizers.Strip(),
         ]
     )
@@ -77,6 +80,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def parse_tokenizer(text: str, name: str) -> Tokenizer:
     """The tokenizer from `tokenizer.to_str()`, as a checkpoint keeps it; `name` is for the error message."""
     try:
+        _require_harmless(json.loads(text))
         tokenizer = Tokenizer.from_str(text)
         tokenizer.decode(tokenizer.encode("a").ids)  # some damage is met only here
     except BaseException as error:
@@ -89,6 +93,9 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
         raise UsageError(
             f"the tokenizer {name} lacks {' '.join(missing)}: process_coco.py makes one that has them"
         )
+    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values())
+    if ids != list(range(len(ids))):
+        raise UsageError(f"the tokenizer {name} does not number its pieces 0, 1, 2, ...: {ids[-1]} is one")
     # A caption that spells "<EOS>" has these five signs and does not end there.  No file keeps this switch.
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -110,3 +117,23 @@ def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, lis
             begun = len((tokenizer.decode(tokens[: place + 1]) + "x").split())
             places[min(begun, len(words)) - 1].append(place)
     return [(word, mine) for word, mine in zip(words, places) if mine]
+
+
+def _require_harmless(value: Any) -> None:
+    """Raises ValueError on what a file may ask for and no tokenizer here has: a pattern, or a fixed length.
+
+    A pattern can take years to match a short text; padding to a fixed length can take all memory.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
+        raise ValueError("it has no model")
+    if value.get("padding") is not None or value.get("truncation") is not None:
+        raise ValueError("it pads or truncates")
+    parts = [value.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if "Regex" in part and part["Regex"] != BLANKS:
+                raise ValueError(f"it matches the pattern {part['Regex']!r:.40}")
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part

@@ -148,3 +148,52 @@ def test_mutated_files_load_or_are_refused(tokenizer: Tokenizer) -> None:
         except UsageError:
             refused += 1
     assert 50 < refused < 200
+
+
+def hostile_trees(tree: dict) -> dict[str, dict]:
+    """By what each tries, a tokenizer file that the library itself takes, or that breaks it."""
+    deep: list = []
+    for _ in range(500):
+        deep = [deep]
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    fixed = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None}
+    padding = {**fixed, "pad_id": 0, "pad_type_id": 0, "pad_token": "<PAD>"}
+    vocabulary = tree["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    return {
+        "a pattern that never ends": {**tree, "pre_tokenizer": pattern},
+        "one in a decoder": {
+            **tree,
+            "decoder": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""},
+        },
+        "padding of all memory": {**tree, "padding": padding},
+        "a huge number": {**tree, "model": {**tree["model"], "vocab": {**vocabulary, last: 4 * 10**9}}},
+        "a gap": {**tree, "model": {**tree["model"], "vocab": {**vocabulary, last: vocabulary[last] + 1}}},
+        "two of a number": {**tree, "model": {**tree["model"], "vocab": {**vocabulary, last: 7}}},
+        "a number below 0": {**tree, "model": {**tree["model"], "vocab": {**vocabulary, last: -1}}},
+        "no special tokens": {
+            **tree,
+            "added_tokens": [],
+            "model": {**tree["model"], "vocab": {"a": 0}, "merges": [], "unk_token": None},
+        },
+        "an unknown model": {**tree, "model": {**tree["model"], "type": "Evil"}},
+        "no model": {**tree, "model": None},
+        "a deep nest": {**tree, "normalizer": deep},
+        "a list": {"list": [tree]},
+    }
+
+
+KINDS = list(hostile_trees(json.loads(train_tokenizer(["a"], 300).to_str())))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_files_are_one_line_and_cost_nothing(
+    tokenizer: Tokenizer, tmp_path: Path, kind: str, capfd
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(hostile_trees(json.loads(tokenizer.to_str()))[kind]))
+    with pytest.raises(UsageError) as caught:
+        load_tokenizer(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""

@@ -52,15 +52,19 @@ def locations(
     return found
 
 
+def standard(
+    sample: bool | None = False, data: str | Path | None = None, out: str | Path | None = None
+) -> dict[str, Path]:
+    """Every file location of COCO, or of the drawn sample data set; `data` and `out` name other roots."""
+    usual_data = ROOT / "data" / "sample" if sample else os.environ.get("COCO_ROOT", ROOT / "data" / "coco")
+    usual_out = ROOT / "checkpoints" / "sample" if sample else ROOT / "checkpoints"
+    recipe = ROOT / "recipes" / "sample" if sample else ROOT
+    return locations(data or usual_data, out or usual_out, recipe)
+
+
 def chosen(options: argparse.Namespace) -> dict[str, Path]:
     """Every file location for a script's options `--sample`, `--data` and `--out`, those that it has."""
-    sample = getattr(options, "sample", False)
-    data = ROOT / "data" / "sample" if sample else os.environ.get("COCO_ROOT", ROOT / "data" / "coco")
-    checkpoints = ROOT / "checkpoints" / "sample" if sample else ROOT / "checkpoints"
-    recipe = ROOT / "recipes" / "sample" if sample else ROOT
-    return locations(
-        getattr(options, "data", None) or data, getattr(options, "out", None) or checkpoints, recipe
-    )
+    return standard(*(getattr(options, name, None) for name in ("sample", "data", "out")))
 
 
 def image_name(image_id: int) -> str:

@@ -1,0 +1,183 @@
+"""What a run has to show: reconstructions of its autoencoder, its best and worst captions, where it looked.
+
+The report, the notebooks and TensorBoard draw from here.
+
+Shapes: B batch, N all patches, M masked patches, P patch side, H and W the model's picture size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from caption import Attention, Captioner
+from image_captioner import (
+    ImageAutoEncoder,
+    normalise_patches,
+    patchify,
+    random_masking,
+    unnormalise_patches,
+    unpatchify,
+)
+from image_transforms import EvaluationTransform, denormalize, load_image, normalize
+from paths import image_name
+from support.configuration import config_from_dict
+from support.errors import UsageError
+from support.metrics import image_scores, image_statistics
+from transformer_components import StackConfig
+
+SHOWN_SIZE = 320  # pixels, side of a picture that is shown beside its caption
+
+
+class Reconstruction(NamedTuple):
+    """Four views of the same pictures, each (B, 3, H, W) uint8, and which patches were hidden."""
+
+    original: Tensor
+    masked: Tensor  # the hidden patches grey, as ImageNet's mean
+    filled: Tensor  # the hidden patches as predicted, the others as they are
+    full: Tensor  # every patch as predicted, though only hidden ones were ever trained for
+    hidden: Tensor  # (B, M) int64, positions
+
+
+@dataclass
+class Reconstructor:
+    """An autoencoder with what it takes to show what it learned."""
+
+    model: ImageAutoEncoder
+    transform: EvaluationTransform
+    masking_ratio: float
+    normalize_targets: bool
+    device: torch.device
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor, seeds: Sequence[int] | None = None) -> Reconstruction:
+        """Hides patches of transformed pictures (B, 3, H, W) uint8, and predicts them.
+
+        Where the model predicts normalised patches, the true mean and deviation of each are put back: they
+        are no part of what it learned, and without them a reconstruction looks like noise.
+
+        Args:
+            images: the pictures.
+            seeds: of each picture's mask; by default 0, 1, 2, ...
+        """
+        size = self.model.patch_size
+        seeds = torch.tensor(range(len(images)) if seeds is None else seeds, device=self.device)
+        pixels = normalize(images.to(self.device))  # (B, 3, H, W)
+        patches = patchify(pixels, size)  # (B, N, P·P·3)
+        kept, hidden = random_masking(seeds, patches.shape[1], self.masking_ratio)
+        training = self.model.training
+        predicted = self.model.eval()(pixels, kept)  # (B, N, P·P·3)
+        self.model.train(training)
+        if self.normalize_targets:
+            _, mean, deviation = normalise_patches(patches)
+            predicted = unnormalise_patches(predicted, mean, deviation)
+        is_hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=self.device)
+        is_hidden = is_hidden.scatter(1, hidden, True)[:, :, None]  # (B, N, 1)
+        views = (
+            patches,
+            patches.masked_fill(is_hidden, 0),
+            patches.where(~is_hidden, predicted),
+            predicted,
+        )
+        return Reconstruction(*(denormalize(unpatchify(view, size)).cpu() for view in views), hidden.cpu())
+
+
+def reconstructor_from_state(state: Mapping[str, Any], device: torch.device) -> Reconstructor:
+    """The autoencoder whose checkpoint holds `state`, ready to show.
+
+    Raises:
+        UsageError: the weights do not fit the sizes.
+    """
+    config = state["config"]
+    stacks = [
+        config_from_dict(config[part], StackConfig, f"the checkpoint's {part}")
+        for part in ("encoder", "decoder")
+    ]
+    model = ImageAutoEncoder(config["image_size"], config["patch_size"], *stacks)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UsageError(f"the encoder's checkpoint does not fit its own sizes: {error}") from error
+    return Reconstructor(
+        model=model.to(device).eval(),
+        transform=EvaluationTransform(config["image_size"]),
+        masking_ratio=config["masking_ratio"],
+        normalize_targets=config["normalize_targets"],
+        device=device,
+    )
+
+
+def clearest_hidden_patch(
+    reconstruction: Reconstruction, patch_size: int, index: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The hidden patch of a picture with most to see in it, the one of greatest variance.
+
+    Returns:
+        The patch as it is and as predicted, each (3, P, P) uint8.
+    """
+    views = (reconstruction.original[index], reconstruction.full[index])
+    true, predicted = (patchify(view[None], patch_size)[0, reconstruction.hidden[index]] for view in views)
+    best = int(true.float().var(dim=1).argmax())
+    return tuple(patch[best].view(patch_size, patch_size, 3).permute(2, 0, 1) for patch in (true, predicted))
+
+
+class Example(NamedTuple):
+    """A picture with the caption that the model wrote, and what to judge it by."""
+
+    image_id: int
+    picture: Image.Image  # the central square, which is what the model saw, at a size to look at
+    caption: str
+    references: list[str]
+    figures: dict[str, float]  # the metrics of this caption alone, as fractions
+    attention: Attention
+
+
+def examples(
+    captioner: Captioner,
+    folder: Path,
+    references: Mapping[int, list[str]],
+    captions: Mapping[int, str],
+    count: int = 3,
+) -> dict[str, list[Example]]:
+    """The captions of highest CIDEr, those in the middle, and those of lowest: chosen by figure, not by hand.
+
+    Args:
+        captioner: the model that wrote them.
+        folder: where the pictures lie.
+        references: for each image id, what people wrote; an image without any is passed over.
+        captions: for the same ids, what the model wrote.
+        count: how many of each kind, fewer where there are not enough.
+
+    Returns:
+        "best", "median" and "worst", each from better to worse.
+    """
+    known = {image_id: texts for image_id, texts in references.items() if texts}
+    statistics = image_statistics(known, {image_id: captions[image_id] for image_id in known})
+    figures = image_scores(statistics)
+    ranking = sorted(range(len(known)), key=lambda row: (-float(figures["CIDEr"][row]), row))
+    count = min(count, len(ranking) // 3) or 1
+    middle = (len(ranking) - count) // 2
+    chosen = {"best": ranking[:count], "median": ranking[middle : middle + count], "worst": ranking[-count:]}
+
+    def example(row: int) -> Example:
+        image_id = statistics.image_ids[row]
+        picture = load_image(folder / image_name(image_id))
+        image = captioner.transform(picture)
+        # Written once more, token by token: its text alone can take more tokens than the decoder reads.
+        [[best, *_]] = captioner.decode(image[None])
+        caption = captions[image_id]
+        return Example(
+            image_id,
+            to_pil_image(EvaluationTransform(SHOWN_SIZE)(picture)),
+            caption,
+            known[image_id],
+            {metric: float(values[row]) for metric, values in figures.items()},
+            captioner.attention(image, best if captioner.text(best) == caption else caption),
+        )
+
+    return {kind: [example(row) for row in rows] for kind, rows in chosen.items()}

@@ -73,7 +73,26 @@ class Captioner:
         return [self.text(best) for best, *_ in self.decode(images)]
 
     def decode(self, images: torch.Tensor) -> list[list[Hypothesis]]:
-        """Beam search on transformed pictures (B, 3, H, W) uint8; each one's best hypothesis first."""
+        """Beam search on transformed pictures (B, 3, H, W) uint8; each one's best hypothesis first.
+
+        Pictures that do not fit in the GPU's memory together are decoded in two halves, and a note says so.
+        """
+        try:
+            return self._search(images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        # Out here the error is gone, and with it the hold that its traceback has on what filled the memory.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        first, second = images.tensor_split(2)
+        print(
+            f"note: no memory to decode {len(images)} pictures at once, so it goes on with {len(first)}",
+            file=sys.stderr,
+        )
+        return self.decode(first) + self.decode(second)
+
+    def _search(self, images: torch.Tensor) -> list[list[Hypothesis]]:
         images = normalize(images.to(self.device))
         # A search can take longer than a scheduler waits, so it looks for signals at every token.
         hook = self.model.decoder.register_forward_pre_hook(lambda *_: interrupts.check())

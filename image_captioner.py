@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from support.randomness import hashed_noise
 from transformer_components import (
     DecoderCache,
+    Linear,
     StackConfig,
     TransformerDecoder,
     TransformerEncoder,
@@ -270,7 +271,7 @@ class CaptionDecoder(nn.Module):
         self.positions = nn.Parameter(sinusoids(torch.arange(context_length), config.hidden_size))
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = TransformerDecoder(config, memory_size)
-        self.to_vocabulary = nn.Linear(config.hidden_size, vocabulary_size)
+        self.to_vocabulary = Linear(config.hidden_size, vocabulary_size)
         initialise(self.token_embedding)
         initialise(self.to_vocabulary)
         if tie_embeddings:

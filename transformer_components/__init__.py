@@ -11,6 +11,7 @@ from transformer_components.encoder import EncoderLayer, TransformerEncoder
 from transformer_components.encoder_decoder import TransformerEncoderDecoder
 from transformer_components.initialisation import initialise, sinusoids
 from transformer_components.kv_cache import DecoderCache, LayerCache
+from transformer_components.linear import Linear
 from transformer_components.stack_config import StackConfig
 from transformer_components.sublayers import FeedForward, Residual
 
@@ -22,6 +23,7 @@ __all__ = [
     "FeedForward",
     "Hypothesis",
     "LayerCache",
+    "Linear",
     "MultiHeadAttention",
     "Residual",
     "StackConfig",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transformer_components.linear import Linear
+
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
     """(length, length) bool, True where a query (row) may look: at itself and at what came before."""
@@ -57,10 +59,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         memory_size = hidden_size if memory_size is None else memory_size
         self.num_heads = num_heads
-        self.query_projection = nn.Linear(hidden_size, num_heads * key_size)
-        self.key_projection = nn.Linear(memory_size, num_heads * key_size)
-        self.value_projection = nn.Linear(memory_size, num_heads * value_size)
-        self.output_projection = nn.Linear(num_heads * value_size, hidden_size)
+        self.query_projection = Linear(hidden_size, num_heads * key_size)
+        self.key_projection = Linear(memory_size, num_heads * key_size)
+        self.value_projection = Linear(memory_size, num_heads * value_size)
+        self.output_projection = Linear(num_heads * value_size, hidden_size)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The keys (B, H, S, k) and values (B, H, S, v) of what is looked at, memory (B, S, M)."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transformer_components.linear import Linear
 from transformer_components.stack_config import StackConfig
 
 
@@ -16,8 +17,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, feedforward_size: int):
         super().__init__()
-        self.expand = nn.Linear(hidden_size, feedforward_size)
-        self.contract = nn.Linear(feedforward_size, hidden_size)
+        self.expand = Linear(hidden_size, feedforward_size)
+        self.contract = Linear(feedforward_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.contract(F.relu(self.expand(x)))  # (B, T, D)

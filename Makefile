@@ -1,6 +1,7 @@
 # make sample   the whole pipeline on the drawn sample data set, on a CPU, in minutes
 # make test     the tests
 # make faults   the long ones: kills, damage and hostile input, at full length
+# make bench    ours beside its peers: ORIGINAL=DIR names a checkout of the original
 # make lint     what CI checks before them
 # Each sets up .venv by itself.
 
@@ -9,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample test faults lint clean
+.PHONY: sample test faults bench lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,10 @@ test: $(VENV)/.installed
 
 faults: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS) -o addopts="-q --import-mode=importlib" --timeout 1800 tests/faults
+
+bench: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	$(RUN) benchmarks/run.py $(if $(ORIGINAL),--original $(ORIGINAL))
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,6 +38,10 @@ class Setting:
     quick: bool = False  # tiny models: whether everything runs, not how fast
     original: Path | None = None  # checkout of the original; None leaves it out
     transformers: bool = False  # whether that library is there to be measured
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def where(self) -> str:
@@ -71,16 +75,6 @@ class Row:
     mfu: float | None  # floating-point operations needed, over what the device could do in that time
     peak_bytes: int | None  # memory at its highest in a call, weights and optimizer state included
     note: str = ""
-
-
-@dataclass
-class Report:
-    """What a run found, as it goes into the JSON file."""
-
-    machine: dict[str, object]
-    rows: list[Row] = field(default_factory=list)
-    curves: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def compare(
@@ -202,7 +196,7 @@ def peak_flops(setting: Setting) -> float:
                 return value
     key = (str(setting.device), setting.precision)
     if key not in _peak_flops:
-        size = 1536 if setting.device.type == "cpu" else 8192
+        size = 256 if setting.quick else 8192 if setting.on_gpu else 1536
         a = torch.randn(size, size, device=setting.device, dtype=setting.precision)
         best = min(timed(lambda: a @ a, setting.device) for _ in range(8))
         _peak_flops[key] = 2 * size**3 / best

@@ -1,11 +1,13 @@
 """The benchmark harness: what it makes of the times it takes."""
 
 import itertools
+import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import measuring
+from benchmarks import decoding, floor, measuring, run, sizes, training
 from benchmarks.measuring import Contestant, Setting, compare, table
 
 CPU = Setting(torch.device("cpu"), torch.float32, repeats=3)
@@ -50,3 +52,60 @@ def test_the_table_says_everything_once():
     text = table(compare(CPU, "the work", "a lot of it", "pieces/s", 12, contestants))
     for part in ("the work: a lot of it; CPU", "pieces/s", "ours  ", "peer [1]", " ×", "[1] repaired"):
         assert text.count(part) == 1, part
+
+
+# --- the subjects, on toys ---
+
+QUICK = Setting(torch.device("cpu"), torch.float32, repeats=1, quick=True)
+
+
+def counted(work) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def test_the_floor_of_a_training_step_is_what_torch_counts():
+    """Torch counts no operations of the CPU's fused attention, so the written-out one takes its place."""
+    mae, config = sizes.mae_config(QUICK), sizes.captioner_config(QUICK)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        step = training.mae_step(QUICK, mae, sizes.image_batch(QUICK, 3))
+        assert counted(step) == floor.mae_step(mae, 3)
+        for all_learn in (False, True):
+            batch = sizes.caption_batch(QUICK, 2, 5, tokens=9)
+            step = training.captioner_step(QUICK, config, mae, batch, all_learn)
+            assert counted(step) == floor.captioner_step(config, mae, 2, 5, 9, all_learn)
+
+
+def test_the_floor_of_a_search_is_what_torch_counts_for_one_beam():
+    mae, config = sizes.mae_config(QUICK), sizes.captioner_config(QUICK)
+    search = decoding.beam_search(QUICK, config, mae, sizes.random_images(QUICK, 2), length=7, beams=1)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert counted(search) == floor.beam_search(config, mae, 2, 7, 1)
+
+
+def test_the_command_prints_a_table_and_writes_every_promised_field(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run.huggingface, "is_installed", lambda: False)
+    out = tmp_path / "results" / "benchmarks.json"
+    for subject in ("training", "decoding"):
+        run.main(["--quick", "--device", "cpu", "--repeats", "1", "--only", subject, "--out", str(out)])
+    printed = capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert "name a checkout of it with --original" in printed
+    assert "transformers is left out" in printed
+    assert torch.__version__.startswith(written["machine"]["packages"]["torch"])
+    ours = [row for row in written["rows"] if row["contestant"] == "ours"]
+    assert [row["what"].split(",")[0] for row in ours] == [
+        "MAE step", "captioner step", "captioner step", "beam search",
+    ]  # fmt: skip
+    for row in ours:
+        assert min(row["rate"], row["mfu"]) > 0
+        assert row["spread"] == [row["rate"], row["rate"]]
+        assert (row["rounds"], row["ratio"]) == (1, None)
+        assert f"{row['what']}: {row['size']}; {row['where']}" in printed
+        assert "peak_bytes" in row
+
+
+def test_a_folder_that_is_no_checkout_of_the_original_is_refused(tmp_path):
+    with pytest.raises(run.UsageError, match="no image_captioner"):
+        run.main(["--original", str(tmp_path), "--out", str(tmp_path / "x.json")])

@@ -1,0 +1,137 @@
+"""How fast both stages train: whole optimizer steps, without the loading of pictures.
+
+Ours is the training scripts' own step (`Stepper`): pixels from uint8, masks, forward and backward pass,
+the gradient's norm, AdamW.  The peers take their pictures normalised already, which costs them nothing here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from benchmarks import floor, sizes
+from benchmarks.measuring import Contestant, Row, Setting, compare
+from benchmarks.peers import huggingface, original
+from coco_loader import CaptionBatch, ImageBatch
+from image_captioner import ImageAutoEncoder, build_captioner
+from support.optimizer import adamw
+from support.sampling import MicroBatch
+from support.step import LossFunction, Stepper
+from support.training_config import TrainingConfig
+from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
+from train_encoder import MaeConfig, reconstruction_loss
+
+MANY = 100_000  # steps in an epoch, so that the schedule hardly moves
+CAPTIONS = 5  # of each image
+
+
+def rows(setting: Setting) -> Iterator[Row]:
+    """A step of each stage, beside the peers'."""
+    yield from mae_rows(setting)
+    yield from captioner_rows(setting, all_learn=False)
+    yield from captioner_rows(setting, all_learn=True)
+
+
+def mae_rows(setting: Setting) -> list[Row]:
+    config, count = sizes.mae_config(setting), 64 if setting.on_gpu else 8
+    batch = sizes.image_batch(setting, count)
+    contestants = [Contestant("ours", lambda: mae_step(setting, config, batch))]
+    if setting.original:
+        contestants.append(original.mae_step(setting, config, batch))
+    if setting.transformers:
+        contestants.append(huggingface.mae_step(setting, config, batch))
+    return compare(
+        setting, "MAE step, ViT-B/16 at 224 pixels", f"{count} images", "images/s", count, contestants,
+        floor.mae_step(config, count),
+    )  # fmt: skip
+
+
+def captioner_rows(setting: Setting, all_learn: bool) -> list[Row]:
+    config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
+    count = 16 if setting.on_gpu else 2
+    pairs = count * CAPTIONS
+    batch = sizes.caption_batch(setting, count, CAPTIONS)
+    contestants = [Contestant("ours", lambda: captioner_step(setting, config, mae, batch, all_learn))]
+    if setting.original:
+        one_by_one = batch._replace(images=batch.images.repeat_interleave(CAPTIONS, dim=0))
+        contestants.append(original.captioner_step(setting, config, mae, one_by_one, all_learn))
+    return compare(
+        setting,
+        f"captioner step, {'all layers learn' if all_learn else 'encoder frozen'}",
+        f"{pairs} pairs of {count} images, {sizes.TOKENS} tokens",
+        "pairs/s",
+        pairs,
+        contestants,
+        floor.captioner_step(config, mae, count, CAPTIONS, sizes.TOKENS, all_learn),
+    )
+
+
+def curves(setting: Setting) -> Iterator[Row]:
+    """The cost of a step against the batch and the length of the captions, ours alone."""
+    config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
+    for count in (16, 64, 256) if setting.on_gpu else (1, 2, 4, 8, 16):
+        batch = sizes.image_batch(setting, count)
+        yield from compare(
+            setting, "MAE step against the batch", f"{count} images", "images/s", count,
+            [Contestant("ours", lambda batch=batch: mae_step(setting, mae, batch))],
+            floor.mae_step(mae, count),
+        )  # fmt: skip
+    count = 16 if setting.on_gpu else 2
+    for tokens in (8, 14, 24, 48):
+        batch = sizes.caption_batch(setting, count, CAPTIONS, tokens)
+        yield from compare(
+            setting, "captioner step, encoder frozen, against the captions' length",
+            f"{count * CAPTIONS} pairs of {count} images, {tokens} tokens", "pairs/s", count * CAPTIONS,
+            [Contestant("ours", lambda batch=batch: captioner_step(setting, config, mae, batch, False))],
+            floor.captioner_step(config, mae, count, CAPTIONS, tokens, False),
+        )  # fmt: skip
+
+
+# --- ours ---
+
+
+def mae_step(setting: Setting, config: MaeConfig, batch: ImageBatch) -> Callable[[], object]:
+    """The first stage's step as train_encoder.py sets it up."""
+    model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    network = prepared(model, setting)
+    groups = [{"params": list(model.parameters()), "base_lr": config.learning_rate}]
+    return step(
+        setting, network, lambda batch: reconstruction_loss(network, batch, config),
+        adamw(model, groups, config), config, batch,
+    )  # fmt: skip
+
+
+def captioner_step(
+    setting: Setting, config: CaptionerConfig, mae: MaeConfig, batch: CaptionBatch, all_learn: bool
+) -> Callable[[], object]:
+    """The second stage's step as train_captioner.py sets it up, in its first epoch or in its last."""
+    model = build_captioner(
+        mae.image_size, mae.patch_size, mae.encoder, config.decoder, config.vocabulary_size,
+        config.context_length, config.tie_embeddings,
+    )  # fmt: skip
+    network = prepared(model, setting)
+    groups = parameter_groups(model, config.learning_rate, config.layer_decay)
+    unfreeze(groups, len(groups) if all_learn else 1)
+    return step(
+        setting, network, lambda batch: caption_loss(network, batch, sizes.PAD_ID, config.label_smoothing),
+        adamw(model, groups, config), config, batch,
+    )  # fmt: skip
+
+
+def prepared(model: nn.Module, setting: Setting) -> nn.Module:
+    """The model on the device and compiled where the scripts compile it."""
+    model.to(setting.device).train()
+    return torch.compile(model) if setting.on_gpu else model
+
+
+def step(
+    setting: Setting, network: nn.Module, loss_fn: LossFunction, optimizer: torch.optim.Optimizer,
+    config: TrainingConfig, batch: ImageBatch | CaptionBatch,
+) -> Callable[[], object]:  # fmt: skip
+    """One optimizer step after the other on the same batch."""
+    count = len(batch.images)
+    config = replace(config, batch_size=count)
+    stepper = Stepper(loss_fn, optimizer, config, setting.device, steps_per_epoch=MANY)
+    plan = [MicroBatch(list(range(count)), real=True)]
+    return lambda: stepper.step(network, [batch], plan, config.seed)

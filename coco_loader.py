@@ -16,6 +16,7 @@ Shape letters: B batch, T caption tokens, H and W the model's picture size.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from support.loading import WORKER_TIMEOUT, Loader, samples_or_errors
 from support.ragged import Ragged
 from support.randomness import mix, seeded
 from support.sampling import EpochSampler, EvaluationSampler, Key, subset_of
+from support.split_file import FOLDERS, SplitFile, read_split_file
 from support.tokenizer import PAD, load_tokenizer
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
@@ -96,6 +98,8 @@ class CocoDataset(Dataset):
     """
 
     image_ids: Tensor  # (samples,) int64, the picture of each sample
+    paths: Mapping[str, Path]
+    split_file: SplitFile | None
     skip_unreadable = False  # True, for training only: a batch leaves out what cannot be read, and says so
 
     def __len__(self) -> int:
@@ -113,6 +117,12 @@ class CocoDataset(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | RunError]:
         """The samples of a batch, as a `Loader` asks for them."""
         return samples_or_errors(self, keys)
+
+    def file(self, split: str, image_id: int) -> Path:
+        """Where a picture of a split lies."""
+        if self.split_file is not None:
+            split = self.split_file.folder_split(split, image_id)
+        return self.paths[f"{split}_images"] / image_name(image_id)
 
     def batch(self, samples: Sequence[Sample | RunError]) -> Batch | RunError:
         """The batch of some samples; or, unless they are to be skipped, the first error among them."""
@@ -135,6 +145,7 @@ class CaptFirstDataset(CocoDataset):
         transform: from (3, h, w) uint8 to (3, H, W).
         paths: where the files lie, as `paths.locations` makes it.
         subset: share of the images to take, in (0, 1]; their captions stay together.
+        split_file: deals the pictures of train2017 and val2017 out anew; None is COCO's own split.
         context_length: most tokens the decoder reads.  It reads all but the last and predicts all but the
             first, so a caption may have one more; a longer one is cut before its <EOS>.  None cuts nothing.
         pad_id: the token to pad with; None takes the tokenizer's <PAD>.
@@ -150,11 +161,12 @@ class CaptFirstDataset(CocoDataset):
         *,
         paths: Mapping[str, Path] = default_paths,
         subset: float = 1.0,
+        split_file: SplitFile | None = None,
         context_length: int | None = None,
         pad_id: int | None = None,
     ):
         tokenizer = load_tokenizer(paths["tokenizer"])
-        entries = load_processed(paths, split, "tokenized")
+        entries = load_split(paths, split, "tokenized", split_file)
         image_ids = torch.tensor([entry["image_id"] for entry in entries], dtype=torch.int64)
         chosen = torch.isin(image_ids, choose_images(image_ids.unique(), subset)).nonzero()[:, 0]
         captions = [entries[row]["caption"] for row in chosen.tolist()]
@@ -162,7 +174,7 @@ class CaptFirstDataset(CocoDataset):
         self.image_ids = image_ids[chosen]
         self.captions = Ragged(shortened(caption, context_length) for caption in captions)
         self.pad_id = tokenizer.token_to_id(PAD) if pad_id is None else pad_id
-        self.folder = paths[f"{split}_images"]
+        self.split, self.paths, self.split_file = split, paths, split_file
         self.transform = self.keep_sides = transform
         self.speaks_of_sides = torch.zeros(len(captions), dtype=torch.bool)
         if isinstance(transform, TrainingTransform):
@@ -181,7 +193,7 @@ class CaptFirstDataset(CocoDataset):
         image_id = int(self.image_ids[index])
         keep_sides = self.speaks_of_sides[self.rows_of(index)].any()
         transform = self.keep_sides if keep_sides else self.transform
-        image = transformed(self.folder / image_name(image_id), transform, seed)
+        image = transformed(self.file(self.split, image_id), transform, seed)
         return CaptionSample(image, self.tokens_of(index), image_id, seed)
 
     def stand_in(self) -> CaptionSample:
@@ -243,16 +255,18 @@ class ImgFirstDataset(CocoDataset):
         *,
         paths: Mapping[str, Path] = default_paths,
         subset: float = 1.0,
+        split_file: SplitFile | None = None,
     ):
-        captions = dict(load_processed(paths, split, "im2capts"))
-        self.image_ids = choose_images(torch.tensor(list(captions), dtype=torch.int64), subset)
+        captions = dict(load_split(paths, split, "im2capts", split_file))
+        image_ids = torch.tensor(sorted(captions), dtype=torch.int64)
+        self.image_ids = choose_images(image_ids, subset)
         self.captions = Ragged((json.dumps(captions[i]).encode() for i in self.image_ids.tolist()), "B")
-        self.folder = paths[f"{split}_images"]
+        self.split, self.paths, self.split_file = split, paths, split_file
         self.transform = transform
 
     def sample(self, index: int, seed: int) -> ReferenceSample:
         image_id = int(self.image_ids[index])
-        image = transformed(self.folder / image_name(image_id), self.transform, seed)
+        image = transformed(self.file(self.split, image_id), self.transform, seed)
         return ReferenceSample(image, json.loads(bytes(self.captions[index].numpy())), image_id)
 
     def collate(self, samples: Sequence[ReferenceSample]) -> ReferenceBatch:
@@ -274,21 +288,22 @@ class ImageOnlyDataset(CocoDataset):
         *,
         paths: Mapping[str, Path] = default_paths,
         subset: float = 1.0,
+        split_file: SplitFile | None = None,
     ):
         splits = [splits] if isinstance(splits, str) else list(splits)
-        image_ids = [torch.tensor(load_processed(paths, split, "image_ids")) for split in splits]
-        folders = torch.repeat_interleave(torch.tensor([len(ids) for ids in image_ids]))
+        image_ids = [torch.tensor(load_split(paths, split, "image_ids", split_file)) for split in splits]
+        numbers = torch.repeat_interleave(torch.tensor([len(ids) for ids in image_ids]))
         everything = torch.cat(image_ids)
         chosen = torch.isin(everything, choose_images(everything, subset))
         self.image_ids = everything[chosen]
-        self.folder_numbers = folders[chosen]  # (samples,): in which of the folders each picture lies
-        self.folders = [paths[f"{split}_images"] for split in splits]
+        self.split_numbers = numbers[chosen]  # (samples,): to which of the splits each picture belongs
+        self.splits, self.paths, self.split_file = splits, paths, split_file
         self.transform = transform
 
     def sample(self, index: int, seed: int) -> ImageSample:
         image_id = int(self.image_ids[index])
-        folder = self.folders[self.folder_numbers[index]]
-        return ImageSample(transformed(folder / image_name(image_id), self.transform, seed), image_id, seed)
+        path = self.file(self.splits[self.split_numbers[index]], image_id)
+        return ImageSample(transformed(path, self.transform, seed), image_id, seed)
 
     def stand_in(self) -> ImageSample:
         return ImageSample(black(self.transform), -1, 0)
@@ -346,6 +361,27 @@ def load_processed(paths: Mapping[str, Path], split: str, what: str) -> list[Any
     return processed
 
 
+def load_split(
+    paths: Mapping[str, Path], split: str, what: str, split_file: SplitFile | None = None
+) -> list[Any]:
+    """What `load_processed` loads, of the pictures that a split file gives to a split."""
+    if split_file is None or split not in split_file.ids:
+        return load_processed(paths, split, what)
+    image_id_of = {"tokenized": itemgetter("image_id"), "im2capts": itemgetter(0), "image_ids": int}[what]
+    members = set(split_file.ids[split].tolist())
+    if not members:
+        raise UsageError(f"{split_file.name} has no pictures for {split}")
+    entries = [entry for folder in FOLDERS for entry in load_processed(paths, folder, what)]
+    return [entry for entry in entries if image_id_of(entry) in members]
+
+
+def open_split_file(path: Path | None, paths: Mapping[str, Path]) -> SplitFile | None:
+    """The split file that `--split-file` names, checked against the data; None if it names none."""
+    if path is None:
+        return None
+    return read_split_file(path, *(load_processed(paths, folder, "image_ids") for folder in FOLDERS))
+
+
 def get_coco_loader(
     split: str | Sequence[str],
     batch_size: int,
@@ -379,7 +415,7 @@ def get_coco_loader(
         skip_unreadable: leave samples whose pictures cannot be read out of their batches, which say so in
             `unreadable`; else such a picture is an error.  For training only: a split is scored whole.
         timeout: seconds to wait for a worker before that is an error.
-        dataset_options: `paths` and `subset`, and for captions `context_length`, `pad_id` and
+        dataset_options: `paths`, `subset` and `split_file`, and for captions `context_length`, `pad_id` and
             `captions_per_image`, 1 for pairs.
 
     Raises:

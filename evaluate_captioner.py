@@ -3,6 +3,7 @@
     python evaluate_captioner.py -c last                     val2017: all metrics, the last line is BLEU-4
     python evaluate_captioner.py -c last --split train -s 0.01
     python evaluate_captioner.py -c last --out results.json
+    python evaluate_captioner.py -c last --split-file dataset_coco.json --split test
     torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
 Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON.  Of
@@ -13,20 +14,22 @@ No picture is left out: one that cannot be read ends the evaluation, by name.
 import argparse
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from caption import Captioner, calibrated_for, calibration_path, captioner_from_state
-from coco_loader import get_coco_loader, load_processed
-from paths import CAPTIONED_SPLITS, chosen, image_name
+from coco_loader import ImgFirstDataset, get_coco_loader, load_processed, load_split, open_split_file
+from paths import chosen, image_name
 from support import calibration, checkpoints, command_line, distributed, interrupts
 from support.assessment import assess, lines, with_references
 from support.calibration import Calibration
+from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score
+from support.split_file import SPLITS, same_split, split_name, trained_on
 
 BATCH_SIZE = 64  # pictures decoded at once
 EXAMPLES = 6  # captions printed
@@ -72,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "-c", dest="checkpoint", metavar="CKPT", required=True, help="a path, a name, or `last`"
     )
-    parser.add_argument("--split", choices=CAPTIONED_SPLITS, default="val")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="test: of a --split-file")
+    command_line.add_split_file_option(parser)
     parser.add_argument("-s", "--subset", metavar="FRACTION", type=command_line.fraction, default=1.0)
     parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
     parser.add_argument(
@@ -90,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Loads, captions, scores, writes and prints."""
     paths = chosen(options)
+    if options.split == "test" and options.split_file is None:
+        raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
+    split_file = open_split_file(options.split_file, paths)
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
     require_place(results)
@@ -97,20 +104,26 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     loader = get_coco_loader(
         options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
         transform=captioner.transform, num_workers=NUM_WORKERS, paths=paths, subset=options.subset,
+        split_file=split_file,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
+    if options.split != "train":
+        require_unseen(loader.dataset, state)
     captioned = caption_split(captioner, loader)
     if not distributed.is_main():
         return
 
-    train = [text for _, texts in load_processed(paths, "train", "im2capts") for text in texts]
+    train = [text for _, texts in load_split(paths, "train", "im2capts", split_file) for text in texts]
     assessment = assess(*captioned, train)
-    which = f"{options.split}2017" + ("" if options.subset == 1 else f" -s {options.subset:g}")
+    which = f"{options.split}2017"
+    if split_file:
+        which = f"{options.split} of {split_file.name} sha256 {split_file.sha256[:12]}"
+    which += "" if options.subset == 1 else f" -s {options.subset:g}"
     beams = f"beams={captioner.options.num_beams} alpha={captioner.options.length_alpha:g}"
     model = f"checkpoint {path.name} sha256 {checkpoints.digest(path)[:12]}"
     signature = f"coco-ptb | n={assessment['scored_images']} | {which} | {beams} | {model}"
     facts = {
-        "signature": signature, "checkpoint": str(path), "split": f"{options.split}2017",
+        "signature": signature, "checkpoint": str(path), "split": which,
         "num_beams": captioner.options.num_beams, "length_alpha": captioner.options.length_alpha,
     }  # fmt: skip
     metrics = results.with_name(f"{results.stem}_metrics.json")
@@ -129,6 +142,20 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     print("\n".join(lines(assessment)))
     sys.stdout.flush()
     print(f"\nBLEU-4 {100 * assessment['metrics']['BLEU-4']:.2f}")
+
+
+def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any]) -> None:
+    """Raises UsageError if, by another split, the captioner was trained on pictures that are to be scored."""
+    facts = state.get("split_file")
+    if same_split(state, dataset.split_file):
+        return
+    train2017 = load_processed(dataset.paths, "train", "image_ids")
+    seen = trained_on(dataset.image_ids, facts, train2017)
+    if len(seen):
+        raise UsageError(
+            f"{len(seen):,} of the {len(dataset):,} pictures, such as {int(seen[0])}, are among those that "
+            f"this captioner was trained on with {split_name(facts)}: evaluate it with that, or train anew"
+        )
 
 
 if __name__ == "__main__":

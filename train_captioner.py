@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from caption import new_captioner, show_captions
-from coco_loader import CaptionBatch, get_coco_loader
+from coco_loader import CaptionBatch, get_coco_loader, open_split_file
 from evaluate_captioner import caption_split, scored
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
@@ -32,6 +32,7 @@ from support.configuration import at_least, bounded, config_to_dict, load_config
 from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
+from support.split_file import require_same_split, warn_of_other_split
 from support.tokenizer import load_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
@@ -89,6 +90,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     elif options.pretrained:
         _, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
     config = run_config(CaptionerConfig, options.config, paths["captioner_config"], resume, MODEL_KEYS)
+    split_file = open_split_file(options.split_file, paths)
+    if resume:
+        require_same_split(resume, split_file)
+    elif pretrained and distributed.is_main():
+        warn_of_other_split(pretrained, split_file)
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
 
@@ -100,6 +106,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         "encoder": resume["encoder"] if resume else encoder_shape(pretrained, paths["mae_config"]),
         "tokenizer": chosen_tokenizer(paths["tokenizer"], config, resume),
         "from_scratch": from_scratch,
+        "split_file": split_file and split_file.facts(),
     }
     captioner = new_captioner(contents, device)
     model, pad_id = captioner.model, captioner.pad_id
@@ -109,7 +116,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     optimizer = adamw(model, groups, config)
 
     common = {
-        "paths": paths, "num_workers": config.num_workers, "subset": options.subset, "seed": config.seed,
+        "paths": paths, "num_workers": config.num_workers, "subset": options.subset,
+        "split_file": split_file, "seed": config.seed,
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
     pairs = {

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from coco_loader import ImageBatch, get_coco_loader
+from coco_loader import ImageBatch, get_coco_loader, open_split_file
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
@@ -26,6 +26,7 @@ from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_to_dict, positive
 from support.logbook import epoch_line
 from support.optimizer import adamw
+from support.split_file import require_same_split
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
 from transformer_components import StackConfig
@@ -80,6 +81,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
     config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS)
+    split_file = open_split_file(options.split_file, paths)
+    if resume:
+        require_same_split(resume, split_file)
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
 
@@ -91,7 +95,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     optimizer = adamw(auto_encoder, groups, config)
     common = {
         "paths": paths, "mode": "image_only", "batch_size": config.batch_size, "seed": config.seed,
-        "num_workers": config.num_workers, "subset": options.subset,
+        "num_workers": config.num_workers, "subset": options.subset, "split_file": split_file,
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
@@ -117,7 +121,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         train_loader=train_loader,
         val_loader=val_loader,
         folder=folder,
-        contents={"config": config_to_dict(config)},
+        contents={"config": config_to_dict(config), "split_file": split_file and split_file.facts()},
         device=device,
         resumed=resumed,
         resume=resume,

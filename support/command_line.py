@@ -72,6 +72,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """The options that both training scripts share."""
     add_place_options(parser)
+    add_split_file_option(parser)
     parser.add_argument(
         "--config", metavar="FILE", type=Path, help="default: the YAML at the root, or the sample's"
     )
@@ -85,6 +86,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="use this part of the pictures, of train and of val",
     )
     parser.add_argument("--epochs", metavar="N", type=positive_int, help="stop when N are completed in all")
+
+
+def add_split_file_option(parser: argparse.ArgumentParser) -> None:
+    """`--split-file`: other splits than COCO's."""
+    parser.add_argument(
+        "--split-file",
+        metavar="FILE",
+        type=Path,
+        help="JSON with the image ids of train, val and test, or Karpathy's dataset_coco.json",
+    )
 
 
 def positive_int(text: str) -> int:

@@ -35,6 +35,7 @@ BAD = {
     "--data": ["{nowhere}", "{folder}", "{text}", LONG],
     "--out": ["{text}", "{text}/inside", LONG],
     "--subset": FRACTIONS,
+    "--split-file": ["nowhere.json", "{folder}", "{text}", "{picture}", "{text}/inside.json", LONG],
     "--epochs": NUMBERS,
     "--beams": [*NUMBERS, "101"],
     "--n-best": [*NUMBERS, "101", "99"],

@@ -1,0 +1,165 @@
+"""A protocol of one's own: which pictures of train2017 and val2017 are for training, validation and test.
+
+Two kinds of file are read:
+
+    {"train": [9, 25, ...], "val": [...], "test": [...]}          image ids; "test" may be left out
+    {"images": [{"split": "restval", "cocoid": 9, ...}, ...]}     Karpathy's dataset_coco.json (Karpathy and
+                                                                  Fei-Fei 2015); restval counts as train
+
+Much of the literature reports on Karpathy's split.  A picture lies where COCO 2017 put it, whatever its
+split.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.errors import UsageError
+from support.files import digest
+
+SPLITS = ("train", "val", "test")
+FOLDERS = ("train", "val")  # of COCO 2017, which these splits deal out anew
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A split of the captioned pictures, and where each lies."""
+
+    name: str  # of the file
+    sha256: str
+    ids: dict[str, Tensor]  # of each of `SPLITS`, ascending, int64
+    in_val: Tensor  # the ids of the pictures that lie in val2017, ascending, int64
+
+    def folder_split(self, split: str, image_id: int) -> str:
+        """The COCO split in whose folder a picture lies."""
+        if split not in SPLITS:
+            return split
+        place = int(torch.searchsorted(self.in_val, image_id))
+        return "val" if place < len(self.in_val) and int(self.in_val[place]) == image_id else "train"
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: enough to tell whether a picture was trained on."""
+        return {"name": self.name, "sha256": self.sha256, "train": self.ids["train"]}
+
+
+def read_split_file(path: Path, train2017: Iterable[int], val2017: Iterable[int]) -> SplitFile:
+    """Reads and checks a split file.
+
+    Args:
+        path: the file.
+        train2017: the ids of the pictures in the data's train folder.
+        val2017: the same of val.
+
+    Raises:
+        UsageError: it cannot be read, is of neither kind, has a picture twice or one that the data lack, or
+            nothing for train or val.
+    """
+    in_val = set(val2017)
+    in_train = set(train2017)
+    if both := in_val & in_train:
+        raise UsageError(f"{path} tells pictures by their ids, but {min(both)} is in train2017 and val2017")
+    known = in_val | in_train
+    lists = _lists(path)
+    first: dict[int, str] = {}
+    for split, ids in lists.items():
+        for image_id in ids:
+            if type(image_id) is not int:
+                raise UsageError(f"{path}: {split}: an image id is a whole number, not {image_id!r:.40}")
+            if image_id in first:
+                raise UsageError(
+                    f"{path}: picture {image_id} is in {first[image_id]} and again in {split}; "
+                    "the splits must not overlap"
+                )
+            first[image_id] = split
+    if missing := sorted(first.keys() - known):
+        raise UsageError(
+            f"{path}: {len(missing):,} of its {len(first):,} pictures are in neither train2017 nor val2017, "
+            f"the first is {missing[0]}; is this the file for these data?"
+        )
+    for split in FOLDERS:
+        if not lists[split]:
+            raise UsageError(f"{path}: it has no pictures for {split}")
+    tensors = {split: torch.tensor(sorted(ids), dtype=torch.int64) for split, ids in lists.items()}
+    return SplitFile(path.name, digest(path), tensors, torch.tensor(sorted(in_val), dtype=torch.int64))
+
+
+def trained_on(ids: Tensor, facts: dict[str, Any] | None, train2017: Iterable[int]) -> Tensor:
+    """Which of the pictures a captioner was trained on.
+
+    Args:
+        ids: of the pictures.
+        facts: of the split file that it was trained with, None for COCO's own split.
+        train2017: the ids of COCO's own train split.
+    """
+    seen = torch.tensor(list(train2017), dtype=torch.int64) if facts is None else facts["train"]
+    return ids[torch.isin(ids, seen)]
+
+
+def split_name(facts: dict[str, Any] | None) -> str:
+    """A split in words."""
+    return "COCO's 2017 split" if facts is None else f"the split file {facts['name']}"
+
+
+def same_split(checkpoint: dict[str, Any], split_file: SplitFile | None) -> bool:
+    """Whether a checkpoint was trained with this split; one that says nothing was with COCO's own."""
+    facts = checkpoint.get("split_file")
+    return (facts and facts["sha256"]) == (split_file and split_file.sha256)
+
+
+def require_same_split(checkpoint: dict[str, Any], split_file: SplitFile | None) -> None:
+    """Raises UsageError where a run would go on with other splits than it began with."""
+    if not same_split(checkpoint, split_file):
+        raise UsageError(
+            f"this run was begun with {split_name(checkpoint.get('split_file'))}, not with "
+            f"{split_name(split_file and split_file.facts())}: it goes on with the same --split-file only"
+        )
+
+
+def warn_of_other_split(encoder: dict[str, Any], split_file: SplitFile | None) -> None:
+    """Says so where the encoder may have seen, without captions, what is now for validation or test."""
+    if not same_split(encoder, split_file):
+        print(
+            f"note: the encoder was pre-trained with {split_name(encoder.get('split_file'))}: it may have "
+            "seen pictures of val and test, without captions; to be strict, pre-train it with this split",
+            file=sys.stderr,
+        )
+
+
+def _lists(path: Path) -> dict[str, list[Any]]:
+    """The ids of each split, as the file gives them."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no JSON: {error!s:.80}") from None
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        return _karpathys(path, content["images"])
+    if not isinstance(content, dict) or not {"train", "val"} <= content.keys() <= set(SPLITS):
+        raise UsageError(
+            f'{path} is no split file: it needs lists of image ids "train", "val" and maybe "test"'
+        )
+    lists = {split: content.get(split, []) for split in SPLITS}
+    for split, ids in lists.items():
+        if not isinstance(ids, list):
+            raise UsageError(f"{path}: {split} is no list of image ids")
+    return lists
+
+
+def _karpathys(path: Path, images: list[Any]) -> dict[str, list[Any]]:
+    lists: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    for place, image in enumerate(images):
+        split = image.get("split") if isinstance(image, dict) else None
+        split = "train" if split == "restval" else split
+        if split not in SPLITS or "cocoid" not in image:
+            raise UsageError(
+                f'{path}: images[{place}] needs a "cocoid" and a "split": train, restval, val or test'
+            )
+        lists[split].append(image["cocoid"])
+    return lists

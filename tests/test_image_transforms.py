@@ -224,6 +224,7 @@ def test_a_picture_that_cannot_be_read_is_named_in_one_line(tmp_path, kind):
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert "0x" not in str(caught.value)  # no object addresses
+    assert "Ghostscript" not in str(caught.value)  # which was not even looked for
 
 
 # ------------------------------------------------------------------------------------- transforms

@@ -49,7 +49,7 @@ def mae_rows(setting: Setting) -> list[Row]:
 
 def captioner_rows(setting: Setting, all_learn: bool) -> list[Row]:
     config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
-    count = 16 if setting.on_gpu else 2
+    count = 16 if setting.on_gpu else 4
     pairs = count * CAPTIONS
     batch = sizes.caption_batch(setting, count, CAPTIONS)
     contestants = [Contestant("ours", lambda: captioner_step(setting, config, mae, batch, all_learn))]
@@ -70,7 +70,7 @@ def captioner_rows(setting: Setting, all_learn: bool) -> list[Row]:
 def curves(setting: Setting) -> Iterator[Row]:
     """The cost of a step against the batch and the length of the captions, ours alone."""
     config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
-    for count in (16, 64, 256) if setting.on_gpu else (1, 2, 4, 8, 16):
+    for count in (16, 64, 256) if setting.on_gpu else (1, 2, 4, 8):
         batch = sizes.image_batch(setting, count)
         yield from compare(
             setting, "MAE step against the batch", f"{count} images", "images/s", count,

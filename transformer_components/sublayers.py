@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         self.contract = Linear(feedforward_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.relu(self.expand(x)))  # (B, T, D)
+        return self.contract(F.relu(self.expand(x), inplace=True))  # (B, T, D)
 
 
 class Residual(nn.Module):

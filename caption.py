@@ -191,12 +191,11 @@ def load_captioner(checkpoint: str | Path, device: str | torch.device = "cpu") -
     return captioner_from_state(checkpoints.load(Path(checkpoint), "captioner"), torch.device(device))
 
 
-def show_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> None:
-    """Prints the captions of a data set's first pictures: always the same ones, to watch them change."""
+def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:
+    """The captions of a data set's first pictures, by name: always the same ones, to watch them change."""
     items = [dataset[index] for index in range(min(count, len(dataset)))]
     decoded = captioner.decode(torch.stack([item.image for item in items]))
-    for item, (best, *_) in zip(items, decoded):
-        print(f"    {image_name(item.image_id)}: {captioner.text(best)}")
+    return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}
 
 
 def calibration_path(checkpoint: Path) -> Path:

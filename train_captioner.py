@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from caption import new_captioner, show_captions
+from caption import first_captions, new_captioner
 from coco_loader import CaptionBatch, get_coco_loader, open_split_file
 from evaluate_captioner import caption_split, scored
 from image_captioner import ImageEncoder
@@ -33,6 +33,7 @@ from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.split_file import require_same_split, warn_of_other_split
+from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
@@ -95,6 +96,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         require_same_split(resume, split_file)
     elif pretrained and distributed.is_main():
         warn_of_other_split(pretrained, split_file)
+    board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
 
@@ -172,7 +174,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
             if distributed.is_main():
                 unit = "pairs" if config.captions_per_image == 1 else "pictures"
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, unit), flush=True)
-                show_captions(captioner, picture_loader.dataset)
+                examples = first_captions(captioner, picture_loader.dataset)
+                print("\n".join(f"    {name}: {text}" for name, text in examples.items()), flush=True)
+                if board:
+                    board.figures(trainer.progress.history[-1], optimizer)
+                    board.captions(examples, epoch)
 
 
 def encoder_shape(pretrained: dict[str, Any] | None, mae_config: Path) -> dict[str, Any]:

@@ -17,16 +17,19 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from coco_loader import ImageBatch, get_coco_loader, open_split_file
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
+from showcase import Reconstruction, Reconstructor
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_to_dict, positive
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.split_file import require_same_split
+from support.tensorboard import open_board
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
 from transformer_components import StackConfig
@@ -84,6 +87,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     split_file = open_split_file(options.split_file, paths)
     if resume:
         require_same_split(resume, split_file)
+    board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
 
@@ -130,12 +134,29 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 3. The training loop
 
     with trainer:
-        for _ in trainer.epochs(options.epochs):
+        for epoch in trainer.epochs(options.epochs):
             figures = trainer.train()
             figures |= trainer.validate()
             trainer.complete(figures)
             if distributed.is_main():
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, "images"), flush=True)
+                if board:
+                    board.figures(trainer.progress.history[-1], optimizer)
+                    shown = first_reconstructions(auto_encoder, val_loader, config)
+                    board.pictures("reconstructions", shown[:4], epoch)
+
+
+def first_reconstructions(
+    auto_encoder: ImageAutoEncoder, loader: DataLoader, config: MaeConfig, count: int = 4
+) -> Reconstruction:
+    """Of the validation split's first pictures, under the same masks each time, to watch them change."""
+    items = [loader.dataset[index] for index in range(min(count, len(loader.dataset)))]
+    device = auto_encoder.decoder.mask_token.device
+    transform = loader.dataset.transform
+    reconstructor = Reconstructor(
+        auto_encoder, transform, config.masking_ratio, config.normalize_targets, device
+    )
+    return reconstructor.reconstruct(torch.stack([item.image for item in items]))
 
 
 def reconstruction_loss(

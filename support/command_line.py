@@ -86,6 +86,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="use this part of the pictures, of train and of val",
     )
     parser.add_argument("--epochs", metavar="N", type=positive_int, help="stop when N are completed in all")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write curves and examples for TensorBoard, too"
+    )
 
 
 def add_split_file_option(parser: argparse.ArgumentParser) -> None:

@@ -48,7 +48,16 @@ BAD = {
     "-p": CHECKPOINTS,
     "pictures": ["{nowhere}", "{folder}", "{text}/inside.jpg", "", LONG],
 }
-SWITCHES = {"--sample", "--captions-only", "--keep-archives", "--check", "--from-scratch", "--json", "--help"}
+SWITCHES = {
+    "--sample",
+    "--captions-only",
+    "--keep-archives",
+    "--check",
+    "--from-scratch",
+    "--json",
+    "--tensorboard",
+    "--help",
+}
 
 
 class Found(Exception):  # noqa: N818 - what a test looks for

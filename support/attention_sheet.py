@@ -2,8 +2,9 @@
 
 The caption stands at the top, then the picture, and beside and below it the picture once more for each word.
 The patches in full colour, with a line around them, are the fewest that together hold half of the word's
-attention; the others fade, the more the less they have.  Edges are those of the patches: a smooth heat map
-would claim a sharpness that the model does not have.
+attention; the others fade, the more the less they have.  Beside the word stands how much of the picture they
+are: about half of it, for a word that has no place there.  Edges are those of the patches: a smooth heat
+map would claim a sharpness that the model does not have.
 
 Shapes: h × w the grid of patches.
 """
@@ -25,7 +26,7 @@ TILE, LABEL, GAP, MARGIN = (
 )  # pixels: a word's picture, its word above, between two, around all
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
 PICTURE_SIDE = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
-LINE = 3  # pixels, of the outline
+LINE = 3  # pixels, of the outline; less around patches that are small
 INK, PALE_INK, FRAME, RED, PAPER = (
     (28, 28, 32),
     (110, 110, 118),
@@ -34,7 +35,10 @@ INK, PALE_INK, FRAME, RED, PAPER = (
     (255, 255, 255),
 )
 FADED = 0.16  # how much of the picture shows where there is no attention
-LEGEND = "Outlined, in full colour: the fewest patches that hold half of the word's attention."
+LEGEND = (
+    "Outlined, in full colour: the fewest patches that hold half of the word's attention, and what share of "
+    "the picture they are."
+)
 
 
 def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tensor) -> Image.Image:
@@ -64,7 +68,10 @@ def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tens
     small = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
     for (row, column), word, weights in zip(cells, words, maps):
         x, y = MARGIN + column * (TILE + GAP), top + row * (LABEL + TILE + GAP)
-        draw.text((x, y + LABEL - 9), word, fill=INK, font=fitting_font(word, TILE, size=24), anchor="ls")
+        font = fitting_font(word, TILE - 50, size=24)
+        draw.text((x, y + LABEL - 9), word, fill=INK, font=font, anchor="ls")
+        share = f"{100 * fewest_with(weights, HALF).double().mean():.0f} %"
+        draw.text((x + TILE, y + LABEL - 9), share, PALE_INK, ImageFont.load_default(18), anchor="rs")
         sheet.paste(framed(spotlight(small, weights)), (x, y + LABEL))
     return sheet
 
@@ -82,8 +89,9 @@ def spotlight(picture: Image.Image, weights: torch.Tensor) -> Image.Image:
     opacity = FADED + (1 - FADED) * (weights / weights[kept].min().clamp(min=1e-12)).clamp(max=1)  # (h, w)
     seen = Image.composite(picture, Image.new("RGB", picture.size, PAPER), enlarged(opacity, picture.size))
     shape = enlarged(kept, picture.size)
-    inside = ImageOps.expand(shape, LINE).filter(ImageFilter.MinFilter(2 * LINE + 1))
-    seen.paste(RED, mask=ImageChops.subtract(shape, ImageOps.crop(inside, LINE)))
+    line = min(LINE, 1 + picture.width // kept.shape[1] // 16)
+    inside = ImageOps.expand(shape, line).filter(ImageFilter.MinFilter(2 * line + 1))
+    seen.paste(RED, mask=ImageChops.subtract(shape, ImageOps.crop(inside, line)))
     return seen
 
 

@@ -320,3 +320,14 @@ def test_training_calls_a_collapsed_model_that(make_tiny_coco, tmp_path, quick_c
         f"WARNING: the model has collapsed: {log['distinct_captions']} distinct captions for 30 pictures"
     )
     assert warning in capsys.readouterr().err
+
+
+def test_figures_stand_also_where_the_confidence_cannot_be_written(trained, monkeypatch, tmp_path, capsys):
+    paths, checkpoint = trained
+    monkeypatch.setattr("support.calibration.FEWEST_IN_BIN", 2)
+    checkpoint.with_name("checkpoint1_calibration.json").mkdir()
+    evaluated(paths, checkpoint, "--out", str(tmp_path / "r.json"))
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].startswith("BLEU-4 ")
+    assert "no confidence" in output.err
+    assert "checkpoint1_calibration.json" in output.err

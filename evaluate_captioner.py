@@ -13,6 +13,7 @@ No picture is left out: one that cannot be read ends the evaluation, by name.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from caption import Captioner, calibrated_for, calibration_path, captioner_from_state
 from coco_loader import ImgFirstDataset, get_coco_loader, load_processed, load_split, open_split_file
 from paths import chosen, image_name
+from showcase import encoder_of, write_report
 from support import calibration, checkpoints, command_line, distributed, interrupts
 from support.assessment import assess, lines, with_references
 from support.calibration import Calibration
@@ -86,6 +88,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", dest="results", metavar="FILE", type=Path, help="COCO results file; metrics go beside it"
     )
+    parser.add_argument("--report", metavar="FILE", type=Path, help="one HTML page that shows the run")
+    parser.add_argument(
+        "--encoder", metavar="CKPT", help="whose curves and reconstructions the report shows (default: last)"
+    )
     options = parser.parse_args(arguments)
     with distributed.process_group() as device:
         evaluate(options, device)
@@ -100,6 +106,11 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
     require_place(results)
+    if options.encoder and not options.report:
+        raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
+    if options.report:
+        require_place(options.report)
+    encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, options.beams)
     loader = get_coco_loader(
         options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
@@ -138,6 +149,19 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
             written.append(calibration_path(path))
         except OSError as error:  # a folder of somebody else's, say: the figures stand all the same
             print(f"note: caption.py will show no confidence: {error}", file=sys.stderr)
+    if options.report:
+        written.append(options.report)
+        place = partial(loader.dataset.file, options.split)
+        write_report(
+            options.report,
+            captioner,
+            state,
+            encoder,
+            place,
+            captioned.references,
+            captions,
+            facts | assessment,
+        )
 
     for image_id, text in list(captions.items())[:EXAMPLES]:
         print(f"{image_name(image_id)}: {text}")

@@ -5,7 +5,7 @@ The report, the notebooks and TensorBoard draw from here.
 Shapes: B batch, N all patches, M masked patches, P patch side, H and W the model's picture size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +25,15 @@ from image_captioner import (
     unpatchify,
 )
 from image_transforms import EvaluationTransform, denormalize, load_image, normalize
-from paths import image_name
+from support.checkpoints import existing, load_named
 from support.configuration import config_from_dict
 from support.errors import UsageError
+from support.files import replacing
 from support.metrics import image_scores, image_statistics
+from support.report import page
 from transformer_components import StackConfig
 
+SHOWN_PICTURES = 4  # reconstructed
 SHOWN_SIZE = 320  # pixels, side of a picture that is shown beside its caption
 
 
@@ -139,7 +142,7 @@ class Example(NamedTuple):
 
 def examples(
     captioner: Captioner,
-    folder: Path,
+    place: Callable[[int], Path],
     references: Mapping[int, list[str]],
     captions: Mapping[int, str],
     count: int = 3,
@@ -148,7 +151,7 @@ def examples(
 
     Args:
         captioner: the model that wrote them.
-        folder: where the pictures lie.
+        place: where the picture of an image id lies.
         references: for each image id, what people wrote; an image without any is passed over.
         captions: for the same ids, what the model wrote.
         count: how many of each kind, fewer where there are not enough.
@@ -166,7 +169,7 @@ def examples(
 
     def example(row: int) -> Example:
         image_id = statistics.image_ids[row]
-        picture = load_image(folder / image_name(image_id))
+        picture = load_image(place(image_id))
         image = captioner.transform(picture)
         # Written once more, token by token: its text alone can take more tokens than the decoder reads.
         [[best, *_]] = captioner.decode(image[None])
@@ -181,3 +184,52 @@ def examples(
         )
 
     return {kind: [example(row) for row in rows] for kind, rows in chosen.items()}
+
+
+def write_report(
+    path: Path,
+    captioner: Captioner,
+    state: Mapping[str, Any],
+    encoder: Mapping[str, Any] | None,
+    place: Callable[[int], Path],
+    references: Mapping[int, list[str]],
+    captions: Mapping[int, str],
+    assessment: Mapping[str, Any],
+) -> None:
+    """Writes the report of one evaluation as a single HTML page.
+
+    Args:
+        path: the file.
+        captioner: the model that wrote the captions.
+        state: what its checkpoint holds.
+        encoder: what the encoder's checkpoint holds; None leaves its curves and reconstructions out.
+        place: where the picture of an image id lies.
+        references: for each image id, what people wrote.
+        captions: for the same ids, what the model wrote.
+        assessment: what the metrics JSON holds.
+    """
+    stages = ({"encoder": encoder} if encoder else {}) | {"captioner": state}
+    rows = []
+    if encoder:
+        reconstructor = reconstructor_from_state(encoder, captioner.device)
+        pictures = [
+            reconstructor.transform(load_image(place(i))) for i in sorted(references)[:SHOWN_PICTURES]
+        ]
+        views = reconstructor.reconstruct(torch.stack(pictures))[:4]
+        rows = [[to_pil_image(view[row]) for view in views] for row in range(len(pictures))]
+    html = page(
+        assessment,
+        {stage: contents["progress"]["history"] for stage, contents in stages.items()},
+        rows,
+        examples(captioner, place, references, captions),
+        {stage: contents["config"] for stage, contents in stages.items()},
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def encoder_of(folder: Path, wanted: str | None) -> dict[str, Any] | None:
+    """The encoder's checkpoint that is named, or the newest in its folder, or None where there is none."""
+    if wanted is None and not existing(folder):
+        return None
+    return load_named(folder, wanted or "last", "encoder")[1]

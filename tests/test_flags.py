@@ -44,6 +44,8 @@ BAD = {
     "--splits": ["all", "", "train,val"],
     "--source": ["{nowhere}", "{text}", "", LONG, "ftp://coco"],
     "--seed": ["x", "", "1.5"],
+    "--report": ["{text}/inside.html", "", LONG],
+    "--encoder": CHECKPOINTS,
     "-c": CHECKPOINTS,
     "-p": CHECKPOINTS,
     "pictures": ["{nowhere}", "{folder}", "{text}/inside.jpg", "", LONG],

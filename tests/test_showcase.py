@@ -98,7 +98,9 @@ def test_a_caption_as_long_as_the_decoder_writes_can_be_shown(make_tiny_coco):
     (image_id,) = references
     image = captioner.transform(load_image(paths["val_images"] / image_name(image_id)))
     [[best, *_]] = captioner.decode(image[None])
-    found = examples(captioner, paths["val_images"], references, {image_id: captioner.text(best)})
+    found = examples(
+        captioner, lambda i: paths["val_images"] / image_name(i), references, {image_id: captioner.text(best)}
+    )
     assert [found[kind][0].image_id for kind in found] == [image_id] * 3
     assert found["best"][0].attention.words == captioner.text(best).split()
 
@@ -113,7 +115,7 @@ def test_examples_are_the_best_the_middle_and_the_worst_by_cider(make_tiny_coco)
     captions[ids[2]] = "a dog"  # wrong
     captions[ids[4]] = "on a cat, near a dog"  # half right
     references[ids[6]] = []  # nothing to compare with
-    found = examples(captioner, paths["val_images"], references, captions, count=2)
+    found = examples(captioner, lambda i: paths["val_images"] / image_name(i), references, captions, count=2)
     assert {kind: len(group) for kind, group in found.items()} == {"best": 2, "median": 2, "worst": 2}
     assert [example.image_id for example in found["worst"]] == [ids[4], ids[2]]
     worst = found["worst"][1]

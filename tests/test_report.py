@@ -1,0 +1,107 @@
+"""The report: one file with all its pictures, which shows the figures that the metrics JSON holds."""
+
+import base64
+import io
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+import evaluate_captioner
+from support.charts import line_chart, nice_step
+from tests.training_cases import train_captions, train_mae, write_config
+
+
+class Page(HTMLParser):
+    """Its text, its attributes, and whether every element that opens is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.text, self.attributes = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def run(make_tiny_coco, tmp_path):
+    """A data set and both stages trained on it for an epoch; evaluates with the report, and returns it."""
+    paths = make_tiny_coco()
+    out = tmp_path / "out"
+    train_mae(paths["data"], out, write_config(tmp_path, "mae_config.yaml"), "--epochs", "1")
+    config = write_config(tmp_path, "captioner_config.yaml", eval_freq=1)
+    train_captions(paths["data"], out, config, "-p", "last", "--epochs", "1")
+
+    def evaluate(*options: str) -> str:
+        report = tmp_path / "report.html"
+        checkpoint = str(out / "captioner" / "checkpoint1.pt")
+        data, results = str(paths["data"]), str(tmp_path / "results.json")
+        evaluate_captioner.main(
+            ["-c", checkpoint, "--data", data, "--out", results, "--report", str(report), *options]
+        )
+        return report.read_text(encoding="utf-8")
+
+    return evaluate
+
+
+def test_the_report_stands_alone_and_shows_the_figures_of_the_json(run, tmp_path):
+    encoder = str(tmp_path / "out" / "encoder" / "checkpoint1.pt")
+    text = run("--encoder", encoder)
+    page = Page(text)
+    assert not page.open
+    pictures = [value for name, value in page.attributes if name == "src"]
+    for source in pictures:
+        kind, data = source.split(",")
+        assert kind == "data:image/jpeg;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).load()
+    assert len(pictures) > 4 * 4  # the reconstructions, and the examples
+    assert not re.findall(r"https?://|<script|<link|url\(|@import", re.sub(r"base64,[^\"]*", "", text))
+
+    words = " ".join(page.text)
+    metrics = json.loads((tmp_path / "results_metrics.json").read_text())
+    for metric, value in metrics["metrics"].items():
+        low, high = metrics["intervals"][metric]
+        row = f"{metric} {100 * value:.2f} {100 * low:.2f} – {100 * high:.2f}"
+        row += f" {100 * metrics['constant_caption_metrics'][metric]:.2f}"
+        assert row in words
+    assert metrics["signature"] in words
+    captions = {entry["caption"] for entry in json.loads((tmp_path / "results.json").read_text())}
+    assert captions & set(page.text)
+    for heading in ("Reconstructions", "encoder: loss", "captioner: loss", "captioner: BLEU-4 on val"):
+        assert heading in page.text
+
+
+def test_without_an_encoder_the_report_leaves_its_part_out(run):
+    text = run()
+    assert "captioner: loss" in text
+    assert "Reconstructions" not in text
+
+
+def test_a_chart_draws_its_points_where_they_belong():
+    chart = line_chart("a & b", {"train": [(1, 4.0), (2, 2.0), (3, math.nan)], "val": [(1, 1.0)]})
+    svg = ElementTree.fromstring(chart)[0]
+    corners = svg.find("polyline").get("points").split()
+    (x1, y1), (x2, y2) = (map(float, corner.split(",")) for corner in corners)  # NaN is left out
+    ground = max(float(line.get("y1")) for line in svg.findall("line"))
+    assert x1 < x2
+    assert (ground - y1) == pytest.approx(2 * (ground - y2), abs=0.2)
+
+
+@pytest.mark.parametrize("greatest", [0.0031, 0.2, 1, 1.28, 4.99, 5, 67.9, 5000])
+def test_a_chart_has_three_to_six_ticks(greatest):
+    assert 2 <= greatest / nice_step(greatest) <= 5.0001

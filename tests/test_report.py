@@ -100,6 +100,8 @@ def test_a_chart_draws_its_points_where_they_belong():
     ground = max(float(line.get("y1")) for line in svg.findall("line"))
     assert x1 < x2
     assert (ground - y1) == pytest.approx(2 * (ground - y2), abs=0.2)
+    (tick,) = (text for text in svg.findall("text") if text.text == "4")
+    assert y1 == pytest.approx(float(tick.get("y")) - 4, abs=0.1)
 
 
 @pytest.mark.parametrize("greatest", [0.0031, 0.2, 1, 1.28, 4.99, 5, 67.9, 5000])

@@ -174,7 +174,8 @@ def reconstruction_loss(
     target = masked_pixels(images, masked, config.patch_size)  # (B, M, P*P*3)
     if config.normalize_targets:
         target, _, _ = normalise_patches(target)
-    loss = F.mse_loss(predicted.float(), target)
+    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))  # no sum in bfloat16
+    loss = F.mse_loss(predicted, target.to(predicted.dtype))
     return loss, loss.new_full((), masked.numel())
 
 

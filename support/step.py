@@ -113,7 +113,7 @@ class Stepper:
         loss_sum, weight = distributed.total(sums)[:2]
         # The gradients are those of loss sums, as shares of the batch size; these make them the mean's.
         factor = self.config.batch_size * distributed.world_size() / weight.clamp(min=1.0)
-        norm = self._mean_gradient(factor.float())
+        norm = self._mean_gradient(factor)
         taken = torch.isfinite(norm) & torch.isfinite(loss_sum)
         self._update(taken)
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), taken.double()])]))
@@ -129,7 +129,7 @@ class Stepper:
                     loss, weight = self.loss_fn(to_device(batch, self.device))
                 # A stand-in weighs nothing: there are fewer samples than processes, or none could be read.
                 weight = weight * (planned.real and len(batch.unreadable) < len(planned.indices))
-                self.scaler.scale(loss * (weight / self.config.batch_size)).backward()
+                self.scaler.scale(loss * (weight.double() / self.config.batch_size)).backward()
             sums[:2] += torch.stack([loss.detach().double() * weight, weight.double()])
             sums[2] += len(batch.unreadable)
         sums[3] = interrupts.received() is not None
@@ -140,7 +140,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         groups = self.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         norm = nn.utils.get_total_norm(gradients)
         if self.config.gradient_clip is not None:
             torch._foreach_mul_(gradients, torch.clamp(self.config.gradient_clip / (norm + 1e-6), max=1.0))

@@ -19,6 +19,7 @@ from support import interrupts
 from support.attention_sheet import attention_sheet
 from support.calibration import Calibration
 from support.metrics import score
+from tests.process_cases import alive, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
 
 
@@ -158,30 +159,19 @@ def test_one_beam_and_many_are_the_users_choice(trained, tmp_path, capsys):
 def test_a_signal_saves_and_the_exit_code_says_so(signum, make_tiny_coco, tmp_path, quick_config):
     """A real process with a loader worker, stopped in the middle of its training."""
     paths = make_tiny_coco(train=200, val=4, unlabeled=200)
-    config = write_config(tmp_path, "mae_config.yaml", batch_size=1, num_workers=1)
-    options = ["--data", paths["data"], "--out", tmp_path / "out", "--config", config]
-    run = subprocess.Popen(
-        [sys.executable, "train_encoder.py", *map(str, options)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    config = write_config(tmp_path, "mae_config.yaml", batch_size=1, num_workers=1, checkpoint_minutes=1e-4)
     folder = tmp_path / "out" / "encoder"
-    deadline = time.monotonic() + 60
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-    while not children.read_text().split() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    worker = int(children.read_text().split()[0])
-    time.sleep(1)
-    run.send_signal(signum)
-    _, message = run.communicate(timeout=30)
-    assert run.returncode == 128 + signum, message
+    run = start("train_encoder.py", "--data", paths["data"], "--out", tmp_path / "out", "--config", config)
+    wait_for_checkpoint(run, folder)
+    time.sleep(0.3)
+    code, _ = stop(run, signum)
+    message = stderr_of(run)
+    assert code == 128 + signum, message
     assert signum.name in message
     (saved,) = folder.glob("checkpoint*.pt")
     state = torch.load(saved, weights_only=True)
     assert state["progress"]["step"] > 0
-    assert not Path(f"/proc/{worker}").exists(), "a loader worker was left behind"
+    assert not alive(run), "a process was left behind"
 
 
 def test_a_signal_stops_a_beam_search_at_the_next_token(trained, monkeypatch):

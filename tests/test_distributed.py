@@ -7,9 +7,18 @@ import sys
 
 import pytest
 import torch
+from torch import distributed, nn
 
 import evaluate_captioner
+from coco_loader import get_coco_loader
+from image_captioner import ImageAutoEncoder, build_captioner
+from image_transforms import TrainingTransform
+from support.configuration import load_config
+from support.optimizer import adamw
+from support.step import Stepper
 from tests.training_cases import ROOT, STACK, state_of, train_captions, train_mae, write_config
+from train_captioner import CaptionerConfig, caption_loss
+from train_encoder import MaeConfig, reconstruction_loss
 
 
 def torchrun(script: str, *options: object) -> None:
@@ -66,3 +75,86 @@ def test_two_ranks_caption_and_score_as_one_process_does(make_tiny_coco, tmp_pat
         one, two = ((tmp_path / name.format(who)).read_text() for who in ("one", "two"))
         assert one == two
     assert checkpoint.with_name("checkpoint1_calibration.json").read_bytes() == calibration
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_that_accumulate_give_the_gradients_of_one_process(make_tiny_coco, tmp_path):
+    """In float64, of both stages: captions of uneven length, and a last batch that leaves a rank without one.
+
+    A mean over ranks of their means would weight the tokens of short captions too high.
+    """
+    paths = make_tiny_coco(train=5, val=3, unlabeled=2)
+    configs = {
+        accumulation: {
+            "encoder": write_config(tmp_path, "mae_config.yaml", accumulation_steps=accumulation),
+            "captioner": write_config(
+                tmp_path, "captioner_config.yaml", accumulation_steps=accumulation, decoder=STACK
+            ),
+        }
+        for accumulation in (1, 2)
+    }
+    whole = save_gradients(0, 1, paths, configs[1], tmp_path)
+    torch.multiprocessing.spawn(save_gradients, (2, paths, configs[2], tmp_path), nprocs=2)
+    shared = torch.load(tmp_path / "gradients2.pt", weights_only=True)
+    assert {stage: len(steps) for stage, steps in whole.items()} == {"encoder": 2, "captioner": 5}
+    for stage, steps in whole.items():
+        for one, two in zip(steps, shared[stage], strict=True):
+            assert one.keys() == two.keys()
+            for name, gradient in one.items():
+                difference = (gradient - two[name]).abs().max()
+                assert difference <= 1e-10 * gradient.abs().max().clamp(min=1), (stage, name)
+
+
+def save_gradients(rank: int, world_size: int, paths: dict, configs: dict, folder) -> dict:
+    """The mean gradient of each step of an epoch, by parameter, for both stages; rank 0 saves it."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        where = f"file://{folder / 'rendezvous'}"
+        distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world_size)
+    common = {"paths": paths, "shuffle": True, "rank": rank, "world_size": world_size}
+    mae = load_config(configs["encoder"], MaeConfig)
+    captioner = load_config(configs["captioner"], CaptionerConfig)
+    transform = TrainingTransform(mae.image_size, mae.crop_scale)
+    torch.manual_seed(0)
+    models = {
+        "encoder": ImageAutoEncoder(mae.image_size, mae.patch_size, mae.encoder, mae.decoder),
+        "captioner": build_captioner(32, 8, mae.encoder, captioner.decoder, 40, captioner.context_length),
+    }
+    losses = {
+        "encoder": lambda network, batch: reconstruction_loss(network, batch, mae),
+        "captioner": lambda network, batch: caption_loss(network, batch, 0, 0.1),
+    }
+    gradients: dict[str, list] = {}
+    for stage, config in (("encoder", mae), ("captioner", captioner)):
+        options = {"mode": "image_only"} if stage == "encoder" else {"pad_id": 0}
+        split = ("train", "unlabeled") if stage == "encoder" else "train"
+        loader = get_coco_loader(
+            split, config.batch_size, transform, accumulation=config.accumulation_steps, **common, **options
+        )
+        gradients[stage] = gradients_of(models[stage], losses[stage], loader, config)
+    if world_size > 1:
+        distributed.destroy_process_group()
+    if rank == 0:
+        torch.save(gradients, folder / f"gradients{world_size}.pt")
+    return gradients
+
+
+def gradients_of(model: nn.Module, loss, loader, config) -> list[dict[str, torch.Tensor]]:
+    model.double().register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
+    network = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
+    groups = [{"params": list(model.parameters()), "base_lr": 1.0}]
+    stepper = Stepper(
+        lambda batch: loss(network, batch), adamw(model, groups, config), config, torch.device("cpu"), 1
+    )
+    taken = []
+
+    def keep(_):
+        taken.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+
+    stepper._update = keep
+    batches = iter(loader)
+    for number in range(loader.batch_sampler.steps):
+        plan = loader.batch_sampler.micro_batches(number)
+        stepper.step(network, [next(batches) for _ in plan], plan, seed=0)
+    return taken

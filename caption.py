@@ -15,10 +15,10 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -33,7 +33,8 @@ from support import calibration as calibrations
 from support import checkpoints, command_line, interrupts
 from support.attention_sheet import PICTURE_SIDE, attention_sheet
 from support.calibration import Calibration
-from support.configuration import config_from_dict
+from support.configuration import at_least, bounded, config_from_dict, positive
+from support.contents import require_weights
 from support.devices import autocast, choose_precision
 from support.errors import RunError, UsageError
 from support.files import replacing, require_place
@@ -167,6 +168,45 @@ def new_captioner(contents: dict[str, Any], device: torch.device) -> Captioner:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderShape:
+    """The sizes of the ViT, as a captioner's checkpoint keeps them."""
+
+    image_size: int = positive()
+    patch_size: int = positive()
+    encoder: StackConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningConfig:
+    """The keys of a captioner's configuration without which it cannot caption."""
+
+    decoder: StackConfig
+    context_length: int = positive()
+    tie_embeddings: bool
+    num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
+    length_alpha: float = at_least(0)
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def require_captioner(path: Path, state: dict[str, Any]) -> None:
+    """Raises UsageError unless a checkpoint's sizes, tokenizer and weights are of one captioner."""
+    needed = {field.name for field in fields(CaptioningConfig)}
+    values = {key: value for key, value in state["config"].items() if key in needed}
+    config = config_from_dict(values, CaptioningConfig, f"{path}: config")
+    shape = config_from_dict(state["encoder"], EncoderShape, f"{path}: encoder")
+    tokenizer = parse_tokenizer(state["tokenizer"], f"{path}: its tokenizer")
+    require_weights(
+        path,
+        state["model"],
+        shape.encoder.num_layers + config.decoder.num_layers,
+        lambda: build_captioner(
+            shape.image_size, shape.patch_size, shape.encoder, config.decoder,
+            tokenizer.get_vocab_size(), config.context_length, config.tie_embeddings,
+        ),
+    )  # fmt: skip
+
+
 def captioner_from_state(
     state: dict[str, Any], device: torch.device, num_beams: int | None = None
 ) -> Captioner:
@@ -188,7 +228,10 @@ def load_captioner(checkpoint: str | Path, device: str | torch.device = "cpu") -
     Raises:
         UsageError: there is no such file, it is damaged, or it is not a captioner's.
     """
-    return captioner_from_state(checkpoints.load(Path(checkpoint), "captioner"), torch.device(device))
+    path = Path(checkpoint)
+    state = checkpoints.load(path, "captioner")
+    require_captioner(path, state)
+    return captioner_from_state(state, torch.device(device))
 
 
 def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:
@@ -328,6 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
     sheets = sheet_paths(options.explain, places) if options.explain else {}
     folder = chosen(options)["captioner_checkpoints"]
     path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
+    require_captioner(path, state)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captioner = captioner_from_state(state, device, options.beams)
     if options.n_best > captioner.options.num_beams:

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from caption import Captioner, calibrated_for, calibration_path, captioner_from_state
+from caption import Captioner, calibrated_for, calibration_path, captioner_from_state, require_captioner
 from coco_loader import ImgFirstDataset, get_coco_loader, load_processed, load_split, open_split_file
 from paths import chosen, image_name
 from showcase import encoder_of, write_report
@@ -105,6 +105,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     split_file = open_split_file(options.split_file, paths)
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
+    require_captioner(path, state)
     results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
     require_place(results)
     if options.encoder and not options.report:

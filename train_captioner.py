@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from caption import first_captions, new_captioner
+from caption import first_captions, new_captioner, require_captioner
 from coco_loader import CaptionBatch, get_coco_loader, open_split_file
 from evaluate_captioner import caption_split, scored
 from image_captioner import ImageEncoder
@@ -28,7 +28,15 @@ from image_transforms import TrainingTransform, normalize
 from paths import chosen
 from support import checkpoints, command_line, devices, distributed
 from support.caption_statistics import caption_statistics
-from support.configuration import at_least, bounded, config_to_dict, load_config, positive
+from support.configuration import (
+    at_least,
+    bounded,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    positive,
+)
+from support.contents import restoring
 from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
@@ -37,7 +45,7 @@ from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
-from train_encoder import MaeConfig
+from train_encoder import MaeConfig, require_auto_encoder
 from transformer_components import StackConfig, TransformerEncoderDecoder
 
 MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings")  # what a resume must keep
@@ -88,8 +96,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     resumed = resume = pretrained = None
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "captioner")
+        config_from_dict(resume["config"], CaptionerConfig, f"{resumed}: config")
+        require_captioner(resumed, resume)
     elif options.pretrained:
-        _, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
+        path, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
+        require_auto_encoder(path, pretrained)
     config = run_config(CaptionerConfig, options.config, paths["captioner_config"], resume, MODEL_KEYS)
     split_file = open_split_file(options.split_file, paths)
     if resume:
@@ -141,20 +152,21 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return caption_loss(trainer.network, batch, pad_id, config.label_smoothing)
 
-    trainer = Trainer(
-        stage="captioner",
-        model=model,
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        config=config,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        folder=folder,
-        contents=contents,
-        device=device,
-        resumed=resumed,
-        resume=resume,
-    )
+    with restoring(resumed, optimizer):
+        trainer = Trainer(
+            stage="captioner",
+            model=model,
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            config=config,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            folder=folder,
+            contents=contents,
+            device=device,
+            resumed=resumed,
+            resume=resume,
+        )
 
     # 3. The training loop
 

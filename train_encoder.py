@@ -12,7 +12,8 @@ writes `log.jsonl` beside it.  SIGTERM and Ctrl-C save and end the run; `-c last
 
 import argparse
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
 from showcase import Reconstruction, Reconstructor
 from support import checkpoints, command_line, devices, distributed
-from support.configuration import bounded, config_to_dict, positive
+from support.configuration import bounded, config_from_dict, config_to_dict, positive
+from support.contents import require_weights, restoring
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.split_file import require_same_split
@@ -83,6 +85,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     resumed = resume = None
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
+        require_auto_encoder(resumed, resume)
     config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS)
     split_file = open_split_file(options.split_file, paths)
     if resume:
@@ -116,20 +119,21 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     def loss_fn(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return reconstruction_loss(trainer.network, batch, config)
 
-    trainer = Trainer(
-        stage="encoder",
-        model=auto_encoder,
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        config=config,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        folder=folder,
-        contents={"config": config_to_dict(config), "split_file": split_file and split_file.facts()},
-        device=device,
-        resumed=resumed,
-        resume=resume,
-    )
+    with restoring(resumed, optimizer):
+        trainer = Trainer(
+            stage="encoder",
+            model=auto_encoder,
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            config=config,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            folder=folder,
+            contents={"config": config_to_dict(config), "split_file": split_file and split_file.facts()},
+            device=device,
+            resumed=resumed,
+            resume=resume,
+        )
 
     # 3. The training loop
 
@@ -144,6 +148,17 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                     board.figures(trainer.progress.history[-1], optimizer)
                     shown = first_reconstructions(auto_encoder, val_loader, config)
                     board.pictures("reconstructions", shown[:4], epoch)
+
+
+def require_auto_encoder(path: Path, state: dict[str, Any]) -> None:
+    """Raises UsageError unless a checkpoint's configuration is whole and its weights have those sizes."""
+    config = config_from_dict(state["config"], MaeConfig, f"{path}: config")
+    require_weights(
+        path,
+        state["model"],
+        config.encoder.num_layers + config.decoder.num_layers,
+        lambda: ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder),
+    )
 
 
 def first_reconstructions(

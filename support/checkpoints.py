@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from support.contents import require_parts
 from support.errors import RunError, UsageError
 
 SCHEMA = 1
@@ -86,11 +87,11 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        stage: "encoder" or "captioner" where only that will do.
+        stage: "encoder" or "captioner" where only that will do; its parts must then all be there.
 
     Raises:
         DamagedCheckpointError: cut, changed, or not written by `save`.
-        UsageError: no such file, another schema, another stage.
+        UsageError: no such file, another schema, another stage, or a part of that stage is missing.
     """
     require_torch()
     path = Path(path)
@@ -123,6 +124,8 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
         )
     if stage not in (None, state["stage"]):
         raise UsageError(f"{path}: a checkpoint of the {state['stage']}, but one of the {stage} is needed")
+    if stage is not None:
+        require_parts(path, state)
     return state
 
 

@@ -31,7 +31,12 @@ def state_of(epoch: int, step: int = 0, elements: int = 3000) -> dict[str, Any]:
             "state": {0: {"step": torch.tensor(3.0)}},
             "param_groups": [{"lr": 1e-4, "params": [0]}],
         },
-        "progress": {"epoch": epoch, "step": step},
+        "scaler": {},
+        "progress": {
+            **dict.fromkeys(("updates", "bad_steps", "skipped", "unreadable"), 0),
+            **{"epoch": epoch, "step": step, "history": []},
+        },
+        "samples": 6,
     }
 
 

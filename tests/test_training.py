@@ -18,28 +18,13 @@ from support.step import Stepper
 from support.training import Trainer
 from tests.training_cases import (
     STACK,
+    assert_same,
     record_steps,
     state_of,
     train_captions,
     train_mae,
     write_config,
 )
-
-
-def assert_same(first, second, key="state"):
-    """Equal to the last bit, whatever the nesting."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), key
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), key
-        for name in first:
-            assert_same(first[name], second[name], f"{key}.{name}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), key
-        for number, (left, right) in enumerate(zip(first, second)):
-            assert_same(left, right, f"{key}[{number}]")
-    else:
-        assert first == second, key
 
 
 @pytest.fixture

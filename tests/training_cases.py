@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import train_captioner
@@ -67,6 +68,22 @@ def state_of(out: Path, stage: str, name: str = "last") -> dict:
     for entry in state["progress"]["history"]:
         entry.pop("seconds"), entry.pop("samples_per_second")
     return state
+
+
+def assert_same(first, second, key="state"):
+    """Equal to the last bit, whatever the nesting."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), key
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), key
+        for name in first:
+            assert_same(first[name], second[name], f"{key}.{name}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), key
+        for number, (left, right) in enumerate(zip(first, second)):
+            assert_same(left, right, f"{key}[{number}]")
+    else:
+        assert first == second, key
 
 
 def record_steps(monkeypatch, stop_after: int | None = None) -> list[float]:

@@ -14,6 +14,7 @@ from image_transforms import TrainingTransform
 from support import checkpoints, interrupts
 from support.configuration import config_from_dict
 from support.errors import RunError, UsageError
+from support.schedule import learning_rate_factor
 from support.step import Stepper
 from support.training import Trainer
 from tests.training_cases import (
@@ -149,6 +150,11 @@ def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatc
     state = state_of(tmp_path / "out", "encoder")
     steps = -(-13 // 6)
     assert state["progress"]["updates"] == steps - 1, "the schedule must not move on a step that was skipped"
+    (group,) = state["optimizer"]["param_groups"]
+    rate = learning_rate_factor(
+        torch.tensor(1), updates_per_epoch=steps, warmup_epochs=1, total_epochs=4, start_factor=0.05, floor=0
+    )
+    assert group["lr"] == pytest.approx(1e-3 * rate.item()), "the third step is the second update"
     assert state["progress"]["history"][0]["skipped_steps"] == 1
     assert math.isfinite(state["progress"]["history"][0]["train_loss"])
     assert all(torch.isfinite(value).all() for value in state["model"].values())
@@ -177,15 +183,22 @@ def damage(paths, split: str, count: int) -> list[str]:
 
 @pytest.mark.parametrize(("stage", "batch_size"), [("encoder", 2), ("captioner", 1), ("captioner", 6)])
 def test_unreadable_pictures_are_left_out_of_training_named_and_counted(
-    run, paths, stage, batch_size, tmp_path, capsys
+    run, paths, stage, batch_size, tmp_path, capsys, monkeypatch
 ):
-    """Also where a whole batch is unreadable: its step changes no weight but by the moments it has."""
+    """Also where a whole batch is unreadable: what stands in for it weighs nothing."""
     names = damage(paths, "train", 2)
+    weights = []
+    account = Trainer._account
+    monkeypatch.setattr(
+        Trainer, "_account", lambda *given: (weights.append(given[2].weight), account(*given))
+    )
     run(stage, "out", "--epochs", "1", max_bad_fraction=0.5, batch_size=batch_size)
     state = state_of(tmp_path / "out", stage)
     samples = {"encoder": 2, "captioner": 10}[stage]
     assert state["progress"]["history"][0]["unreadable_samples"] == samples
     assert math.isfinite(state["progress"]["history"][0]["train_loss"])
+    if batch_size == 1:
+        assert weights.count(0) == samples
     output = capsys.readouterr()
     assert all(output.err.count(name) == samples // 2 for name in names)
     assert f"{samples} samples unreadable" in output.out

@@ -314,7 +314,7 @@ class Trainer:
         if self.config.compile and self.device.type == "cuda":
             self.network = torch.compile(self.network)
         if distributed.world_size() > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.network = nn.parallel.DistributedDataParallel(self.network)
 
     def _bar(
         self, what: str, unit: str, total: int | None = None, done: int = 0, batches: DataLoader | None = None

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from caption import Captioner, calibrated_for, calibration_path, captioner_from_state, require_captioner
+from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, require_captioner
 from coco_loader import ImgFirstDataset, get_coco_loader, load_processed, load_split, open_split_file
 from paths import chosen, image_name
 from showcase import encoder_of, write_report

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from caption import Attention, Captioner
+from captioner import Attention, Captioner
 from image_captioner import (
     ImageAutoEncoder,
     normalise_patches,

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from caption import first_captions, new_captioner, require_captioner
+from captioner import first_captions, new_captioner, require_captioner
 from coco_loader import CaptionBatch, get_coco_loader, open_split_file
 from evaluate_captioner import caption_split, scored
 from image_captioner import ImageEncoder

@@ -2,7 +2,7 @@
 
 import torch
 
-from caption import Captioner, captioner_from_state, new_captioner
+from captioner import Captioner, captioner_from_state, new_captioner
 from support.tokenizer import train_tokenizer
 from tests.training_cases import STACK
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from caption import captioner_from_state
+from captioner import captioner_from_state
 from paths import locations
 from support import checkpoints
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, require_captioner
-from coco_loader import ImgFirstDataset, get_coco_loader, load_processed, load_split, open_split_file
+from coco_loader import ImgFirstDataset, get_coco_loader
 from paths import chosen, image_name
 from showcase import encoder_of, write_report
 from support import calibration, checkpoints, command_line, distributed, interrupts
@@ -32,6 +32,7 @@ from support.calibration import Calibration
 from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score
+from support.processed import load_processed, load_split, open_split_file
 from support.split_file import SPLITS, same_split, split_name, trained_on
 
 BATCH_SIZE = 64  # pictures decoded at once

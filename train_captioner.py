@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from captioner import first_captions, new_captioner, require_captioner
-from coco_loader import CaptionBatch, get_coco_loader, open_split_file
+from coco_loader import CaptionBatch, get_coco_loader
 from evaluate_captioner import caption_split, scored
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
@@ -40,6 +40,7 @@ from support.contents import restoring
 from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
+from support.processed import open_split_file
 from support.split_file import require_same_split, warn_of_other_split
 from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from coco_loader import ImageBatch, get_coco_loader, open_split_file
+from coco_loader import ImageBatch, get_coco_loader
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
@@ -30,6 +30,7 @@ from support.configuration import bounded, config_from_dict, config_to_dict, pos
 from support.contents import require_weights, restoring
 from support.logbook import epoch_line
 from support.optimizer import adamw
+from support.processed import open_split_file
 from support.split_file import require_same_split
 from support.tensorboard import open_board
 from support.training import Trainer

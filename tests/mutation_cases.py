@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coco_loader import load_processed
 from image_transforms import load_image
 from support.annotations import read_captions
 from support.archives import extract, wanted_members
 from support.configuration import load_config
 from support.errors import RunError, UsageError
 from support.pictures import trouble
+from support.processed import load_processed
 from support.tokenizer import load_tokenizer, train_tokenizer
 from tests.checkpoint_cases import in_child
 from tests.training_cases import write_config

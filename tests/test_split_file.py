@@ -9,10 +9,11 @@ import torch
 import evaluate_captioner
 import train_captioner
 import train_encoder
-from coco_loader import get_coco_loader, load_image, load_processed, open_split_file
+from coco_loader import get_coco_loader, load_image
 from image_transforms import EvaluationTransform
 from paths import image_name
 from support.errors import UsageError
+from support.processed import load_processed, open_split_file
 from support.split_file import read_split_file
 from tests.training_cases import ended, train_captions, train_mae, write_config
 

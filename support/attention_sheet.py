@@ -17,24 +17,27 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 HALF = 0.5  # the share of the attention that the outlined patches hold
-COLUMNS, PICTURE_CELLS = 5, 2  # of the sheet; of it, those that the picture takes, in as many rows
-TILE, LABEL, GAP, MARGIN = (
-    232,
-    34,
-    16,
-    24,
-)  # pixels: a word's picture, its word above, between two, around all
+FADED = 0.16  # how much of the picture shows where there is no attention
+
+# The sheet is a grid of cells.  The picture takes a square of them, top left, and every word takes one.
+COLUMNS = 5
+PICTURE_CELLS = 2  # rows and columns that the picture takes
+
+# Lengths in pixels
+TILE = 232  # side of a word's picture
+LABEL = 34  # height of the line above it, with the word
+GAP = 16  # between two cells
+MARGIN = 24  # around all
+LINE = 3  # width of the outline; less around patches that are small
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
 PICTURE_SIDE = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
-LINE = 3  # pixels, of the outline; less around patches that are small
-INK, PALE_INK, FRAME, RED, PAPER = (
-    (28, 28, 32),
-    (110, 110, 118),
-    (200, 200, 206),
-    (226, 48, 38),
-    (255, 255, 255),
-)
-FADED = 0.16  # how much of the picture shows where there is no attention
+
+INK = (28, 28, 32)
+PALE_INK = (110, 110, 118)
+FRAME = (200, 200, 206)
+RED = (226, 48, 38)
+PAPER = (255, 255, 255)
+
 LEGEND = (
     "Outlined, in full colour: the fewest patches that hold half of the word's attention, and what share of "
     "the picture they are."

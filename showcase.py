@@ -25,13 +25,14 @@ from image_captioner import (
     unpatchify,
 )
 from image_transforms import EvaluationTransform, denormalize, load_image, normalize
+from support.assessment import with_references
 from support.checkpoints import existing, load_named
 from support.configuration import config_from_dict
 from support.errors import UsageError
 from support.files import replacing
 from support.metrics import image_scores, image_statistics
 from support.report import page
-from transformer_components import StackConfig
+from transformer_components import StackConfig, evaluating
 
 SHOWN_PICTURES = 4  # reconstructed
 SHOWN_SIZE = 320  # pixels, side of a picture that is shown beside its caption
@@ -73,9 +74,8 @@ class Reconstructor:
         pixels = normalize(images.to(self.device))  # (B, 3, H, W)
         patches = patchify(pixels, size)  # (B, N, P·P·3)
         kept, hidden = random_masking(seeds, patches.shape[1], self.masking_ratio)
-        training = self.model.training
-        predicted = self.model.eval()(pixels, kept)  # (B, N, P·P·3)
-        self.model.train(training)
+        with evaluating(self.model):
+            predicted = self.model(pixels, kept)  # (B, N, P·P·3)
         if self.normalize_targets:
             _, mean, deviation = normalise_patches(patches)
             predicted = unnormalise_patches(predicted, mean, deviation)
@@ -159,7 +159,7 @@ def examples(
     Returns:
         "best", "median" and "worst", each from better to worse.
     """
-    known = {image_id: texts for image_id, texts in references.items() if texts}
+    known = with_references(references)
     statistics = image_statistics(known, {image_id: captions[image_id] for image_id in known})
     figures = image_scores(statistics)
     ranking = sorted(range(len(known)), key=lambda row: (-float(figures["CIDEr"][row]), row))

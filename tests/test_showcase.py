@@ -62,6 +62,20 @@ def test_only_hidden_patches_are_greyed_and_filled(pictures):
             assert not torch.equal(full[image, place], true[image, place])
 
 
+def test_a_model_is_shown_without_dropout_and_left_as_it_was_also_after_an_error(pictures):
+    model = Oracle(False)
+    model.learns, model.frozen = nn.Dropout(), nn.Dropout().eval()
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append([module.training for module in model.modules()]))
+    reconstructor(model).reconstruct(pictures)
+    assert [module.training for module in model.modules()] == [True, True, False]
+    model.error = "no number"
+    with pytest.raises(TypeError):
+        reconstructor(model).reconstruct(pictures)
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert seen == [[False] * 3] * 2
+
+
 def test_the_clearest_hidden_patch_is_the_hidden_one_that_varies_most(pictures):
     model = Oracle(False)
     shown = reconstructor(model).reconstruct(pictures)

@@ -8,7 +8,7 @@ from transformer_components.attention import MultiHeadAttention, causal_mask, sc
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis, beam_search
 from transformer_components.decoder import DecoderLayer, TransformerDecoder
 from transformer_components.encoder import EncoderLayer, TransformerEncoder
-from transformer_components.encoder_decoder import TransformerEncoderDecoder
+from transformer_components.encoder_decoder import TransformerEncoderDecoder, evaluating
 from transformer_components.initialisation import initialise, sinusoids
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.linear import Linear
@@ -32,6 +32,7 @@ __all__ = [
     "TransformerEncoderDecoder",
     "beam_search",
     "causal_mask",
+    "evaluating",
     "initialise",
     "scaled_dot_product_attention",
     "sinusoids",

@@ -66,7 +66,7 @@ class TransformerEncoderDecoder(nn.Module):
         if options.max_length > self.decoder.context_length:
             limit = self.decoder.context_length
             raise ValueError(f"max_length {options.max_length} is more than the decoder's context of {limit}")
-        with _evaluating(self):
+        with evaluating(self):
             memory = self.encoder(source) if memory is None else memory  # (B, S, M)
             cache = self.decoder.new_cache(memory)
 
@@ -81,7 +81,7 @@ class TransformerEncoderDecoder(nn.Module):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, no dropout; afterwards every module is in the mode in which it was, frozen parts too."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
-from image_transforms import EvaluationTransform, TrainingTransform, load_image
+from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
 from paths import image_name
 from paths import paths as default_paths
 from support.errors import RunError, UsageError
@@ -202,7 +202,7 @@ class CaptFirstDataset(CocoDataset):
     def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
         images, tokens, image_ids, seeds = zip(*samples)
         padded = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
-        return CaptionBatch(default_collate(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
+        return CaptionBatch(stacked(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
 
 
 class ImageCaptionsDataset(CaptFirstDataset):
@@ -239,7 +239,7 @@ class ImageCaptionsDataset(CaptFirstDataset):
         images, tokens, image_ids, seeds = zip(*samples)
         padded = pad_sequence([captions.T for captions in tokens], True, self.pad_id)  # (B, T, C)
         padded = padded.transpose(1, 2).flatten(0, 1)  # (B·C, T)
-        return CaptionBatch(default_collate(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
+        return CaptionBatch(stacked(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
 
 
 class ImgFirstDataset(CocoDataset):
@@ -271,7 +271,7 @@ class ImgFirstDataset(CocoDataset):
 
     def collate(self, samples: Sequence[ReferenceSample]) -> ReferenceBatch:
         images, captions, image_ids = zip(*samples)
-        return ReferenceBatch(default_collate(images), list(captions), torch.tensor(image_ids))
+        return ReferenceBatch(stacked(images), list(captions), torch.tensor(image_ids))
 
 
 class ImageOnlyDataset(CocoDataset):
@@ -310,7 +310,7 @@ class ImageOnlyDataset(CocoDataset):
 
     def collate(self, samples: Sequence[ImageSample]) -> ImageBatch:
         images, image_ids, seeds = zip(*samples)
-        return ImageBatch(default_collate(images), torch.tensor(image_ids), torch.tensor(seeds))
+        return ImageBatch(stacked(images), torch.tensor(image_ids), torch.tensor(seeds))
 
 
 def transformed(path: Path, transform: Transform, seed: int) -> Tensor:

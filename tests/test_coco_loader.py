@@ -32,6 +32,7 @@ from support.loading import Loader, samples_or_errors
 from support.sampling import EvaluationSampler
 
 EVALUATION, TRAINING = EvaluationTransform(16), TrainingTransform(16)
+MODES = ({"mode": "image_first"}, {"mode": "image_only"})
 
 
 def processed(paths: dict, key: str) -> list:
@@ -208,6 +209,18 @@ def test_a_batch_of_pairs_is_padded_at_the_end(tiny_coco):
         assert batch.image_ids.tolist() == [row["image_id"] for row in rows]
     other = next(iter(get_coco_loader("val", 5, EVALUATION, paths=tiny_coco, pad_id=77)))
     assert torch.equal(other.tokens == 77, batches[0].tokens == pad)
+
+
+@pytest.mark.parametrize("options", [{}, {"captions_per_image": 5}, *MODES])
+def test_a_batchs_pictures_are_those_of_its_samples(tiny_coco, options):
+    loader = get_coco_loader("val", 2, TRAINING, 1, paths=tiny_coco, **options)
+    for numbers, batch in zip(loader.batch_sampler, loader, strict=True):
+        samples = [loader.dataset[key] for key in numbers]
+        assert batch.images.shape == (len(samples), 3, 16, 16)
+        assert batch.images.dtype == torch.uint8
+        for picture, sample in zip(batch.images, samples, strict=True):
+            assert torch.equal(picture, sample.image)
+    assert not torch.equal(batch.images[0], batch.images[0].transpose(1, 2)), "else a turned one would pass"
 
 
 def test_batches_of_the_other_two_modes(tiny_coco):

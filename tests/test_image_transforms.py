@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
+from torchvision.transforms.v2 import functional as F
 
 from image_transforms import (
     IMAGENET_MEAN,
@@ -19,6 +20,7 @@ from image_transforms import (
     denormalize,
     load_image,
     normalize,
+    stacked,
     to_rgb,
     to_tensor,
 )
@@ -242,6 +244,28 @@ def test_the_training_transform_is_torchvisions_crop():
         assert ours.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("size", [(90, 130), (130, 90), (33, 33), (400, 7), (1, 1)])
+@pytest.mark.parametrize("layout", ["side by side", "planes", "grey file"])
+def test_transforms_give_the_pixels_of_the_plain_torchvision_calls(tmp_path, size, layout):
+    """Bit for bit, however the colours lie in memory: a decoder's picture, three planes, one plane thrice."""
+    height, width = size
+    image = torch.from_numpy(noise(height, width)).permute(2, 0, 1)
+    if layout == "planes":
+        image = image.contiguous()
+    if layout == "grey file":
+        image = load_image(saved(tmp_path, Image.fromarray(noise(height, width)).convert("L"), "grey.jpg"))
+    for seed in range(4):
+        transform = TrainingTransform(32)
+        with seeded(seed):
+            crop = RandomResizedCrop.get_params(image, transform.scale, transform.ratio)
+            expected = F.resized_crop(image.contiguous(), *crop, [32, 32], antialias=True)
+            expected = expected.flip(-1) if torch.rand(()) < 0.5 else expected
+        with seeded(seed):
+            assert torch.equal(transform(image), expected)
+    square = F.center_crop(image.contiguous(), [min(size)] * 2)
+    assert torch.equal(EvaluationTransform(32)(image), F.resize(square, [32, 32], antialias=True))
+
+
 def test_crops_cover_the_scales_asked_for():
     """Each pixel of the picture holds its place, so that a crop tells its own size and position."""
     rows, columns = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
@@ -327,6 +351,18 @@ def test_normalize_is_torchvisions_and_denormalize_undoes_it():
     assert torch.equal(
         denormalize(torch.full((1, 3, 2, 2), 9.0)), torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     )
+
+
+def test_normalize_makes_planes_of_a_batch_whose_colours_lie_side_by_side():
+    batch = stacked([torch.from_numpy(noise(20, 30, seed=seed)).permute(2, 0, 1) for seed in range(2)])
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    normalized = normalize(batch)
+    assert normalized.is_contiguous()
+    assert normalized.dtype == torch.float32
+    mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for picture, seed in zip(normalized, range(2)):
+        expected = (noise(20, 30, seed=seed).transpose(2, 0, 1) / 255 - mean) / std
+        np.testing.assert_allclose(picture, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_pixels_are_not_normalized_twice():

@@ -166,7 +166,7 @@ class CaptFirstDataset(CocoDataset):
         pad_id: int | None = None,
     ):
         tokenizer = load_tokenizer(paths["tokenizer"])
-        entries = load_split(paths, split, "tokenized", split_file)
+        entries = load_split(paths, split, "tokenized", split_file, tokenizer.get_vocab_size())
         image_ids = torch.tensor([entry["image_id"] for entry in entries], dtype=torch.int64)
         chosen = torch.isin(image_ids, choose_images(image_ids.unique(), subset)).nonzero()[:, 0]
         captions = [entries[row]["caption"] for row in chosen.tolist()]

@@ -1,21 +1,36 @@
 """Reading the lists that `process_coco.py` leaves in `processed/`, by COCO's splits or a split file's."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from support.annotations import HIGHEST_ID
 from support.errors import UsageError
 from support.split_file import FOLDERS, SplitFile, read_split_file
 
+MOST_TOKENS = 2**31  # tokens are kept in 32 bits
 
-def load_processed(paths: Mapping[str, Path], split: str, what: str) -> list[Any]:
+
+def load_processed(
+    paths: Mapping[str, Path], split: str, what: str, vocabulary_size: int = MOST_TOKENS
+) -> list[Any]:
     """One of the lists that `process_coco.py` writes: "tokenized", "im2capts" or "image_ids" of a split.
 
+    Every entry is looked at, in about a second for COCO's 591,753 captions, so that a list of an older
+    version or of another tokenizer ends here and not, by a traceback, in an epoch's middle.
+
+    Args:
+        paths: where the files lie.
+        split: "train", "val" or "unlabeled".
+        what: which of the lists.
+        vocabulary_size: of the tokenizer, where it is known; tokens are less.
+
     Raises:
-        UsageError: the split has no such list, or its file is missing, damaged or empty.
+        UsageError: the split has no such list, or its file is missing, damaged, empty or holds another thing.
     """
     path, remedy = paths.get(f"{split}_{what}"), f"run `python process_coco.py --data {paths['data']}`"
     if path is None:
@@ -27,22 +42,72 @@ def load_processed(paths: Mapping[str, Path], split: str, what: str) -> list[Any
         processed = torch.load(path, weights_only=True)
     except Exception as error:  # of whatever kind: a damaged archive breaks its reader in many ways
         raise UsageError(f"{path} is damaged ({type(error).__name__}): remove it and {remedy}") from error
+    expected, is_sound = _entry(what, vocabulary_size)
+    if type(processed) is not list:
+        raise UsageError(f"{path} holds no list: remove the file and {remedy}")
     if not processed:
         raise UsageError(f"{path} is empty: {remedy} on a data set that has {split} pictures")
+    for number, entry in enumerate(processed):
+        if not is_sound(entry):
+            raise UsageError(f"{path}: entry {number:,} is not {expected}: remove the file and {remedy}")
     return processed
 
 
+def _entry(what: str, vocabulary_size: int) -> tuple[str, Callable[[Any], bool]]:
+    """What an entry of a list is, in words and as a test.
+
+    The types are the very ones that JSON and a tokenizer give: a bool or a tensor in a number's place is
+    somebody else's.
+    """
+
+    def is_id(value: Any) -> bool:
+        return type(value) is int and 0 <= value <= HIGHEST_ID
+
+    def is_tokenized(entry: Any) -> bool:
+        return (
+            type(entry) is dict
+            and entry.keys() == {"caption", "image_id"}
+            and is_id(entry["image_id"])
+            and type(tokens := entry["caption"]) is list
+            and len(tokens) >= 2  # <SOS> and <EOS>
+            and set(map(type, tokens)) == {int}
+            and min(tokens) >= 0
+            and max(tokens) < vocabulary_size
+        )
+
+    def is_captions(entry: Any) -> bool:
+        return (
+            type(entry) is tuple
+            and len(entry) == 2
+            and is_id(entry[0])
+            and type(entry[1]) is list
+            and set(map(type, entry[1])) <= {str}
+        )
+
+    tokens = f"at least 2 tokens below {vocabulary_size:,}"
+    return {
+        "tokenized": (f'{{"caption": [{tokens}], "image_id": an image id}}', is_tokenized),
+        "im2capts": ("(image id, [captions])", is_captions),
+        "image_ids": ("an image id", is_id),
+    }[what]
+
+
 def load_split(
-    paths: Mapping[str, Path], split: str, what: str, split_file: SplitFile | None = None
+    paths: Mapping[str, Path],
+    split: str,
+    what: str,
+    split_file: SplitFile | None = None,
+    vocabulary_size: int = MOST_TOKENS,
 ) -> list[Any]:
     """What `load_processed` loads, of the pictures that a split file gives to a split."""
     if split_file is None or split not in split_file.ids:
-        return load_processed(paths, split, what)
+        return load_processed(paths, split, what, vocabulary_size)
     image_id_of = {"tokenized": itemgetter("image_id"), "im2capts": itemgetter(0), "image_ids": int}[what]
     members = set(split_file.ids[split].tolist())
     if not members:
         raise UsageError(f"{split_file.name} has no pictures for {split}")
-    entries = [entry for folder in FOLDERS for entry in load_processed(paths, folder, what)]
+    lists = [load_processed(paths, folder, what, vocabulary_size) for folder in FOLDERS]
+    entries = itertools.chain.from_iterable(lists)
     return [entry for entry in entries if image_id_of(entry) in members]
 
 

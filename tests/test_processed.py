@@ -62,9 +62,7 @@ def test_a_list_of_other_things_is_one_line_that_names_file_entry_and_remedy(tin
     assert "\n" not in message
     assert str(path) in message
     assert ("entry 1 is not" in message) == (type(content) is list)
-    assert (
-        f"remove {'the file' if type(content) is list else 'it'} and run `python process_coco.py" in message
-    )
+    assert "remove the file and run `python process_coco.py" in message
 
 
 def test_tokens_of_another_tokenizer_are_seen_where_the_tokenizer_is_known(tiny_coco):

@@ -85,9 +85,8 @@ class _Part:
         self.path.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
 
-    def begin(self, version: dict[str, Any]) -> None:
-        """From here on the bytes are of this version; those of another go first, so that no two mix."""
-        self.discard()
+    def note(self, version: dict[str, Any]) -> None:
+        """Writes down which version of the file the bytes are of."""
         self.version = {"url": self.url} | version
         write_json(self.record, self.version)
 
@@ -137,7 +136,12 @@ def _fetch(session: requests.Session, part: _Part, pin: Pin | None, magic: bytes
 def _receive(
     response: requests.Response, part: _Part, version: dict[str, Any], offset: int, magic: bytes, bar: tqdm
 ) -> None:
-    """Writes the body after the first `offset` bytes; at offset 0 it replaces what is there."""
+    """Writes the body, whose first byte is the file's byte `offset`.
+
+    A server that knows no ranges sends everything again.  What is here already is then compared and stays,
+    so that it is not lost if this transfer ends earlier than the last one did.  Where they differ, the file
+    is another one now: what lies behind goes, and what is before is the beginning of both.
+    """
     chunks = chunks_of(response)
     if offset == 0:
         first = next(chunks, b"")
@@ -145,24 +149,36 @@ def _receive(
             raise Again("the server sent nothing")
         if not first.startswith(magic[: len(first)]):  # looked at before what we have is given up for it
             raise RunError(f"{part.url} does not send the file: is it a log-in or an error page?")
-        part.begin(version)
         chunks = itertools.chain([first], chunks)
-    size, have = part.version["size"], offset
+    size = version["size"] if offset == 0 else part.version.get("size") or version["size"]
+    have, known, comparing = offset, part.have, offset == 0
     bar.total, bar.n = size, have
-    with open(part.path, "ab") as file:
+    part.path.touch()
+    with open(part.path, "r+b") as file:
+        file.seek(offset)
         for chunk in chunks:
+            if comparing and file.read(len(chunk)) != chunk:
+                file.seek(have)
+                file.truncate()
+                part.note(version)  # before the first byte that only this version has
+                comparing = False
             have += len(chunk)
             if size is not None and have > size:
                 break
-            file.write(chunk)
+            if not comparing:
+                file.write(chunk)
             bar.update(len(chunk))
-    if size is None:  # sent without a length, and its end was marked
-        part.version["size"] = have
-    elif have > size:
+        if size is None and have >= known:  # sent without a length, and its end was marked
+            size = have
+        if have == size and comparing:
+            file.truncate()
+            part.note(version)
+    if size is None or have < size:
+        raise Again(f"the connection ended after {have:,} of {size or known:,} bytes")
+    if have > size:
         part.discard()
         raise Again(f"the server sent more than the {size:,} bytes that it said")
-    elif have < size:
-        raise Again(f"the connection ended after {have:,} of {size:,} bytes")
+    part.version["size"] = size
 
 
 def _version(response: requests.Response) -> tuple[dict[str, Any], int | None]:

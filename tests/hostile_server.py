@@ -19,6 +19,7 @@ class HostileServer(ThreadingHTTPServer):
         self.script: list[Behaviour] = []
         self.ranges: list[str | None] = []  # the Range header of each GET
         self.sent = 0  # bytes of bodies
+        self.unasked = 0  # of them, those before the first that was asked for
         self.url = f"http://127.0.0.1:{self.server_address[1]}/file.zip"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -86,9 +87,15 @@ def cut_after(count: int) -> Behaviour:
     return lambda handler: send(handler, start := handler.asked_from(), stop=start + count)
 
 
-def ignore_range(handler: Handler) -> None:
+def ignore_range(handler: Handler, stop: int | None = None) -> None:
     """200 and the whole file, whatever is asked for."""
-    send(handler, 0)
+    handler.server.unasked += len(handler.server.content[: handler.asked_from()][:stop])
+    send(handler, 0, stop)
+
+
+def ignore_range_and_cut_after(count: int) -> Behaviour:
+    """The same, and the line breaks after so many bytes: maybe earlier than it did before."""
+    return lambda handler: ignore_range(handler, count)
 
 
 def wrong_offset(handler: Handler) -> None:

@@ -21,7 +21,7 @@ from support.downloads import Pin, download
 from support.errors import RunError, UsageError
 from support.files import exclusive
 from tests import hostile_server as hostile
-from tests.hostile_server import HostileServer, cut_after
+from tests.hostile_server import HostileServer, cut_after, ignore_range_and_cut_after
 
 CHUNK = 4096
 CONTENT = b"PK" + random.Random(0).randbytes(100_000)
@@ -74,6 +74,66 @@ def test_download_stops_asking_for_ranges_that_never_fit(server: HostileServer, 
     download(server.url, tmp_path / "file.zip")
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
     assert server.ranges[-1] is None
+
+
+def test_a_second_transfer_that_breaks_earlier_takes_nothing_away(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    """A server that forgets ranges sends all again, and the part on the disk was given up for its first byte:
+    on a line that breaks every hour, a file that takes longer never came."""
+    part = tmp_path / "file.zip.part"
+    have = []
+
+    def looked_at(behaviour: hostile.Behaviour) -> hostile.Behaviour:
+        def look(handler: hostile.Handler) -> None:
+            have.append(part.stat().st_size)
+            behaviour(handler)
+
+        return look
+
+    again = [ignore_range_and_cut_after(count) for count in (0, 1, CHUNK, 30_000)]
+    server.script = [cut_after(40_000), *map(looked_at, [*again, hostile.honest])]
+    download(server.url, tmp_path / "file.zip", PIN)
+    assert have == have[:1] * 5, "not a byte more or less"
+    assert server.ranges[-1] == f"bytes={have[0]}-"
+    assert server.sent - server.unasked <= len(CONTENT) + CHUNK
+
+
+def test_a_second_transfer_that_goes_further_is_gone_on_with(server: HostileServer, tmp_path: Path) -> None:
+    further = ignore_range_and_cut_after(70_000)
+    server.script = [cut_after(40_000), further, cut_after(5_000), hostile.ignore_range]
+    download(server.url, tmp_path / "file.zip", PIN)
+    assert [int(asked[6:-1]) // 1000 for asked in server.ranges[1:]] == [36, 69, 73]
+    assert server.sent - server.unasked <= len(CONTENT) + 3 * CHUNK
+
+
+def test_an_end_that_nothing_marks_is_none_before_what_is_here(server: HostileServer, tmp_path: Path) -> None:
+    def cut_without_a_length(handler: hostile.Handler) -> None:
+        handler.head(200, {})  # the body lasts until the line is closed
+        handler.body(CONTENT[:10_000])
+
+    server.script = [cut_after(40_000), cut_without_a_length]
+    download(server.url, tmp_path / "file.zip")
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT
+    assert int(server.ranges[-1][6:-1]) > 30_000
+
+
+@pytest.mark.parametrize("same", [0, 10, 39_000, 60_000])
+@pytest.mark.parametrize("length", [20_000, 50_000, len(CONTENT)])
+@pytest.mark.parametrize("stop", [15_000, 45_000, None])
+def test_another_version_sent_whole_is_mixed_with_nothing(
+    server: HostileServer, tmp_path: Path, same: int, length: int, stop: int | None
+) -> None:
+    """Its beginning is that of the first version, for more bytes or fewer than there are here."""
+
+    def change(handler: hostile.Handler) -> None:
+        server.content = (CONTENT[: max(2, same)] + bytes(length))[:length]
+        server.etag = '"second"'
+        hostile.send(handler, 0, stop)
+
+    server.script = [cut_after(40_000), change]
+    download(server.url, tmp_path / "file.zip")
+    assert (tmp_path / "file.zip").read_bytes() == server.content != CONTENT
 
 
 @pytest.mark.parametrize("behaviour", [hostile.change, hostile.shrink])

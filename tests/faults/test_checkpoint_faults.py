@@ -138,8 +138,8 @@ def test_the_kernels_own_refusal_of_a_large_file(tmp_path):
 def test_a_folder_of_somebody_else(tmp_path):
     folder = tmp_path / "checkpoints"
     path = save(folder, 1)
-    for place in (tmp_path, *list(tmp_path.parents)[:2]):
-        place.chmod(0o755)
+    for place in (tmp_path, *tmp_path.parents):
+        place.chmod(place.stat().st_mode | 0o055)
     folder.chmod(0o555)
 
     def save_as_nobody() -> None:

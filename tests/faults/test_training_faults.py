@@ -60,7 +60,7 @@ def test_a_run_killed_50_times_ends_as_one_that_never_was(make_tiny_coco, tmp_pa
 def test_a_run_resumed_at_any_of_its_40_steps_is_the_same_run(
     make_tiny_coco, tmp_path, monkeypatch, stage, accumulation, workers
 ):
-    paths = make_tiny_coco(train=10, val=2, unlabeled=0 if stage == "captioner" else 10)
+    paths = make_tiny_coco(train=10, val=2, unlabeled=2 if stage == "captioner" else 10)
     sizes = {"encoder": 2, "captioner": 5}[stage]  # 10 steps an epoch
     changes = {"batch_size": sizes, "accumulation_steps": accumulation, **ALWAYS}
     name = {"encoder": "mae_config.yaml", "captioner": "captioner_config.yaml"}[stage]

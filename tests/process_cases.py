@@ -11,19 +11,18 @@ from pathlib import Path
 
 from tests.training_cases import ROOT
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 MARK = "CAPTIONER_TEST_RUN"  # in the environment of a run and of all its descendants
 
 
 def start(script: str, *options: object, ranks: int = 1) -> subprocess.Popen:
     """Starts a script, on two ranks under torchrun; its stderr is a file that `stderr_of` reads."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    )
+    launcher = [*TORCHRUN, f"--nproc_per_node={ranks}"] if ranks > 1 else [sys.executable]
     mark = uuid.uuid4().hex
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: mark}
     with open(stderr_file(mark), "w") as stderr:
         run = subprocess.Popen(
-            [sys.executable, *launcher, script, *map(str, options)],
+            [*launcher, script, *map(str, options)],
             cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True,
         )  # fmt: skip
     run.mark = mark

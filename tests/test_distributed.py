@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from image_transforms import TrainingTransform
 from support.configuration import load_config
 from support.optimizer import adamw
 from support.step import Stepper
+from tests.process_cases import TORCHRUN
 from tests.training_cases import ROOT, STACK, state_of, train_captions, train_mae, write_config
 from train_captioner import CaptionerConfig, caption_loss
 from train_encoder import MaeConfig, reconstruction_loss
@@ -23,7 +23,7 @@ from train_encoder import MaeConfig, reconstruction_loss
 
 def torchrun(script: str, *options: object) -> None:
     """Runs a script in two processes, on the CPU and over gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    command = [*TORCHRUN, "--nproc_per_node=2", script]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *map(str, options)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -36,7 +36,6 @@ from support.configuration import (
     load_config,
     positive,
 )
-from support.contents import restoring
 from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
@@ -153,21 +152,20 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return caption_loss(trainer.network, batch, pad_id, config.label_smoothing)
 
-    with restoring(resumed, optimizer):
-        trainer = Trainer(
-            stage="captioner",
-            model=model,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            config=config,
-            train_loader=train_loader,
-            val_loader=val_loader,
-            folder=folder,
-            contents=contents,
-            device=device,
-            resumed=resumed,
-            resume=resume,
-        )
+    trainer = Trainer(
+        stage="captioner",
+        model=model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        config=config,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        folder=folder,
+        contents=contents,
+        device=device,
+        resumed=resumed,
+        resume=resume,
+    )
 
     # 3. The training loop
 

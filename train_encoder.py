@@ -27,7 +27,7 @@ from paths import chosen
 from showcase import Reconstruction, Reconstructor
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_from_dict, config_to_dict, positive
-from support.contents import require_weights, restoring
+from support.contents import require_weights
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.processed import open_split_file
@@ -120,21 +120,20 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     def loss_fn(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return reconstruction_loss(trainer.network, batch, config)
 
-    with restoring(resumed, optimizer):
-        trainer = Trainer(
-            stage="encoder",
-            model=auto_encoder,
-            loss_fn=loss_fn,
-            optimizer=optimizer,
-            config=config,
-            train_loader=train_loader,
-            val_loader=val_loader,
-            folder=folder,
-            contents={"config": config_to_dict(config), "split_file": split_file and split_file.facts()},
-            device=device,
-            resumed=resumed,
-            resume=resume,
-        )
+    trainer = Trainer(
+        stage="encoder",
+        model=auto_encoder,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        config=config,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        folder=folder,
+        contents={"config": config_to_dict(config), "split_file": split_file and split_file.facts()},
+        device=device,
+        resumed=resumed,
+        resume=resume,
+    )
 
     # 3. The training loop
 

@@ -66,15 +66,12 @@ def require_weights(
 
 
 @contextmanager
-def restoring(path: Path | None, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Names the checkpoint in what goes wrong while a run is taken up from it; None: it starts anew.
+def restoring(path: Path, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Names the checkpoint in what goes wrong while a run is taken up from it.
 
     At the end the optimizer must have the kinds of settings that it had before, and moments of its
     parameters' shapes.
     """
-    if path is None:
-        yield
-        return
     before = [_kinds(group) for group in optimizer.param_groups]
     try:
         yield

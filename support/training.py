@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support import checkpoints, distributed, interrupts
+from support.contents import restoring
 from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.logbook import write_log
@@ -115,7 +116,8 @@ class Trainer:
         self._ending: tuple[int, Exception] | None = None  # after which step to raise what
         self._last_save = time.monotonic()
         if resume is not None:
-            self._restore(resume)
+            with restoring(resumed, optimizer):
+                self._restore(resume)
         distributed.wait_for_all()  # every process has read its checkpoint before the folder changes
         if distributed.is_main():
             checkpoints.prepare(folder, resumed)

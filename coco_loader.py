@@ -182,6 +182,11 @@ class CaptFirstDataset(CocoDataset):
             spoken = (SIDES.search(tokenizer.decode(caption)) is not None for caption in captions)
             self.speaks_of_sides = torch.tensor(list(spoken))
 
+    @property
+    def lengths(self) -> Tensor:
+        """(samples,) int64: tokens of each sample's longest caption."""
+        return self.captions.lengths
+
     def rows_of(self, index: int) -> list[int]:
         """Which of the captions belong to a sample."""
         return [index]
@@ -226,6 +231,12 @@ class ImageCaptionsDataset(CaptFirstDataset):
         first_of_sample = (number_in_image % captions_per_image == 0).nonzero()[:, 0]
         self.image_ids = image_ids[first_of_sample]
         self.bounds = torch.cat([first_of_sample, rows.new_tensor([len(rows)])])
+
+    @property
+    def lengths(self) -> Tensor:
+        sample_of_row = torch.repeat_interleave(self.bounds.diff())
+        lengths = self.captions.lengths[self.rows]
+        return torch.zeros_like(self.image_ids).scatter_reduce(0, sample_of_row, lengths, "amax")
 
     def rows_of(self, index: int) -> list[int]:
         return self.rows[self.bounds[index] : self.bounds[index + 1]].tolist()
@@ -352,6 +363,7 @@ def get_coco_loader(
     rank: int = 0,
     world_size: int = 1,
     accumulation: int = 1,
+    length_buckets: bool = False,
     skip_unreadable: bool = False,
     timeout: float = WORKER_TIMEOUT,
     **dataset_options: Any,
@@ -370,6 +382,7 @@ def get_coco_loader(
         rank: this process, 0 to world_size - 1.
         world_size: number of processes that share the samples.
         accumulation: micro-batches into which each rank's share of a batch is cut.
+        length_buckets: shuffled batches hold captions of like length, see `support.sampling.bucketed`.
         skip_unreadable: leave samples whose pictures cannot be read out of their batches, which say so in
             `unreadable`; else such a picture is an error.  For training only: a split is scored whole.
         timeout: seconds to wait for a worker before that is an error.
@@ -389,7 +402,8 @@ def get_coco_loader(
     dataset = kind[mode](split, transform, **dataset_options)
     dataset.skip_unreadable = skip_unreadable
     if shuffle:
-        sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, accumulation)
+        lengths = dataset.lengths if length_buckets else None
+        sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, accumulation, lengths)
     else:
         share = -(-batch_size // (world_size * accumulation))
         sampler = EvaluationSampler(len(dataset), share, seed, rank, world_size)

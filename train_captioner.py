@@ -60,6 +60,7 @@ class CaptionerConfig(TrainingConfig):
     decoder: StackConfig
     tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
     captions_per_image: int = positive()  # 1: a sample is a pair; more: an image, encoded once, with so many
+    length_buckets: bool  # batches of captions of like length: less padding, less variety within a batch
     label_smoothing: float = bounded(at_least=0, below=1)
     # The epoch in which the top encoder layer starts to learn; each later one unfreezes one group more.
     # Below 1, several learn from the first epoch on.
@@ -142,7 +143,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     }
     train_loader = get_coco_loader(
         "train", transform=TrainingTransform(captioner.transform.size, config.crop_scale), shuffle=True,
-        skip_unreadable=True, accumulation=config.accumulation_steps, **pairs,
+        skip_unreadable=True, accumulation=config.accumulation_steps, length_buckets=config.length_buckets,
+        **pairs,
     )  # fmt: skip
     val_loader = get_coco_loader("val", transform=captioner.transform, **pairs)
     picture_loader = get_coco_loader(

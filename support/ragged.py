@@ -30,6 +30,11 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def lengths(self) -> Tensor:
+        """(rows,) int64."""
+        return self.offsets.diff()
+
     def __getitem__(self, row: int) -> Tensor:
         start, end = self.offsets[row : row + 2].tolist()
         return self.values[start:end]

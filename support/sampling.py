@@ -8,9 +8,12 @@ with the index, a loader worker that outlives an epoch needs no word of the new 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from support.randomness import hashed_noise, mix, permutation
+
+BATCHES_SORTED_TOGETHER = 100  # the more, the less padding, and the more alike the captions of a batch
 
 Key = tuple[int, int]  # (index into the data set, seed of all that is random about the sample)
 
@@ -38,6 +41,8 @@ class EpochSampler:
         rank: this process, 0 to world_size - 1.
         world_size: number of processes.
         accumulation: micro-batches each rank adds up before a step.
+        lengths: (count,) of the samples; where given, samples of like length share a batch, so that padding
+            costs little.
     """
 
     def __init__(
@@ -48,7 +53,9 @@ class EpochSampler:
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        lengths: Tensor | None = None,
     ):
+        self.lengths = lengths
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
         self.steps = -(-count // batch_size)  # optimizer steps of a whole epoch
@@ -58,6 +65,8 @@ class EpochSampler:
         """Makes the next iteration that of `epoch`, from its step `start_step` on (counted from 0)."""
         self.epoch, self.start_step = epoch, start_step
         self.order = permutation(self.count, self.seed, epoch)
+        if self.lengths is not None:
+            self.order = bucketed(self.order, self.lengths, self.batch_size, self.seed, epoch)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """The `accumulation` micro-batches of this rank at one step of the epoch."""
@@ -95,6 +104,29 @@ class EvaluationSampler:
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
+
+
+def bucketed(order: Tensor, lengths: Tensor, batch_size: int, *key: int) -> Tensor:
+    """Regroups a random order into batches of like length, which come in random order themselves.
+
+    A stretch of `BATCHES_SORTED_TOGETHER` batches is sorted by length, cut into batches, and these are
+    shuffled.  What makes no full batch stays at the end.
+
+    Args:
+        order: (n,) int64, samples.
+        lengths: (n,) of the samples, by sample.
+        batch_size: samples of a batch.
+        key: of the shuffling.
+
+    Returns:
+        (n,) int64, the same samples.
+    """
+    full = len(order) // batch_size * batch_size
+    stretches = []
+    for number, stretch in enumerate(order[:full].split(BATCHES_SORTED_TOGETHER * batch_size)):
+        batches = stretch[lengths[stretch].argsort(stable=True)].view(-1, batch_size)
+        stretches.append(batches[permutation(len(batches), *key, number)].flatten())
+    return torch.cat([*stretches, order[full:]])
 
 
 def subset_of(ids: Tensor, fraction: float) -> Tensor:

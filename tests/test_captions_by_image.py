@@ -45,6 +45,20 @@ def test_the_samples_hold_every_pair_once(uneven_coco, per_image):
     assert len(grouped) == sum(-(-number // per_image) for number in (7, 5, 1, 3, 6))
 
 
+@pytest.mark.parametrize("per_image", [1, 2, 5])
+def test_a_sample_is_as_long_as_its_longest_caption(uneven_coco, per_image):
+    loader = get_coco_loader(
+        "train", 1, EvaluationTransform(16), shuffle=True, length_buckets=True, paths=uneven_coco,
+        captions_per_image=per_image, context_length=8,
+    )  # fmt: skip
+    dataset = loader.dataset
+    assert len(set(dataset.lengths.tolist())) > 1
+    assert dataset.lengths.tolist() == [
+        int((sample.tokens != dataset.pad_id).sum(dim=-1).max()) for sample in dataset
+    ]
+    assert loader.batch_sampler.lengths.tolist() == dataset.lengths.tolist()
+
+
 def test_each_image_is_decoded_once_an_epoch(tiny_coco, monkeypatch):
     """The public original decoded each image five times an epoch, once for every caption."""
     decoded = []

@@ -1,6 +1,7 @@
 """Samplers against brute force: an epoch is a permutation, and cutting it up loses and repeats nothing."""
 
 from itertools import pairwise
+from operator import itemgetter
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.ragged import Ragged
 from support.randomness import mix
-from support.sampling import EpochSampler, EvaluationSampler, subset_of
+from support.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, EvaluationSampler, subset_of
 
 
 def epoch_of(sampler: EpochSampler, epoch: int, start_step: int = 0) -> list:
@@ -47,16 +48,43 @@ def test_a_sample_has_one_seed_an_epoch_whatever_its_batch():
     assert not set(seeds.values()) & set(other.values())
 
 
+@pytest.mark.parametrize("lengths", [None, torch.arange(47) % 7])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_an_epoch_can_be_entered_at_any_step(accumulation):
+def test_an_epoch_can_be_entered_at_any_step(accumulation, lengths):
     """Right position but wrong permutation, or a whole epoch dropped: how resuming fails elsewhere."""
-    sampler = EpochSampler(47, batch_size=5, seed=1, accumulation=accumulation)
+    sampler = EpochSampler(47, batch_size=5, seed=1, accumulation=accumulation, lengths=lengths)
     whole = epoch_of(sampler, 4)
     for step in range(sampler.steps + 1):
         rest = epoch_of(sampler, 4, start_step=step)
         assert rest == whole[step * accumulation :]
         assert len(sampler) == len(rest)
-    assert epoch_of(sampler, 5) == epoch_of(EpochSampler(47, 5, 1, accumulation=accumulation), 5)
+    again = EpochSampler(47, 5, 1, accumulation=accumulation, lengths=lengths)
+    assert epoch_of(sampler, 5) == epoch_of(again, 5)
+
+
+def test_batches_by_length_lose_nothing_and_pad_little():
+    """Sorting the whole epoch would bring the same batches each time, and the shortest captions first."""
+    count, size = 10 * BATCHES_SORTED_TOGETHER + 3, 4
+    lengths = torch.randint(5, 60, (count,), generator=torch.Generator().manual_seed(0))
+    plain = EpochSampler(count, size, seed=1)
+    sampler = EpochSampler(count, size, seed=1, lengths=lengths)
+
+    def padding(batches: list) -> float:
+        rows = [lengths[[index for index, _ in batch]] for batch in batches]
+        return sum(len(row) * int(row.max()) for row in rows) / int(lengths.sum())
+
+    first, second = epoch_of(sampler, 0), epoch_of(sampler, 1)
+    assert sorted(key for batch in first for key in batch) == sorted(
+        key for batch in epoch_of(plain, 0) for key in batch
+    )
+    assert [len(batch) for batch in first] == [size] * (count // size) + [count % size]
+    assert padding(epoch_of(plain, 0)) > 1.4
+    assert padding(first) < 1.02
+    assert not {frozenset(map(itemgetter(0), batch)) for batch in first} & {
+        frozenset(map(itemgetter(0), batch)) for batch in second
+    }
+    longest = [float(lengths[[index for index, _ in batch]].max()) for batch in first]
+    assert abs(torch.corrcoef(torch.tensor([longest, list(range(len(longest)))]))[0, 1]) < 0.2
 
 
 @settings(deadline=None, max_examples=60)

@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import decoding, training
+from benchmarks import decoding, ranks, training
 from benchmarks.measuring import Row, Setting, table
 from benchmarks.peers import huggingface
 from support import command_line, devices
 from support.errors import UsageError
 from support.files import read_json, write_json
 
-SUBJECTS = {"training": training, "decoding": decoding}
+SUBJECTS = {"training": training, "decoding": decoding, "ranks": ranks}
 PACKAGES = ("torch", "torchvision", "transformers", "transformer_components_michaelkosmider")
 DEFAULT_OUT = Path("results/benchmarks.json")
 

@@ -15,6 +15,7 @@ from benchmarks.measuring import Contestant, Row, Setting, compare
 from benchmarks.peers import huggingface, original
 from coco_loader import CaptionBatch, ImageBatch
 from image_captioner import ImageAutoEncoder, build_captioner
+from support import distributed
 from support.optimizer import adamw
 from support.sampling import MicroBatch
 from support.step import LossFunction, Stepper
@@ -120,9 +121,10 @@ def captioner_step(
 
 
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
-    """The model on the device and compiled where the scripts compile it."""
+    """The model on the device, compiled and distributed where the scripts do so."""
     model.to(setting.device).train()
-    return torch.compile(model) if setting.on_gpu else model
+    network = torch.compile(model) if setting.on_gpu else model
+    return nn.parallel.DistributedDataParallel(network) if distributed.world_size() > 1 else network
 
 
 def step(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import decoding, floor, measuring, run, sizes, training
+from benchmarks import decoding, floor, measuring, ranks, run, sizes, training
 from benchmarks.measuring import Contestant, Setting, compare, table
 
 CPU = Setting(torch.device("cpu"), torch.float32, repeats=3)
@@ -104,6 +104,20 @@ def test_the_command_prints_a_table_and_writes_every_promised_field(tmp_path, ca
         assert (row["rounds"], row["ratio"]) == (1, None)
         assert f"{row['what']}: {row['size']}; {row['where']}" in printed
         assert "peak_bytes" in row
+
+
+def test_two_processes_take_a_step_together():
+    step = ranks.group(2, QUICK)
+    assert step() == step() == ["done", "done"]
+
+
+def test_the_ratio_of_ranks_says_how_much_faster_two_are(monkeypatch):
+    seconds = {1: 2.0, 2: 2.5}
+    monkeypatch.setattr(ranks, "group", lambda world_size, setting: lambda: seconds[world_size])
+    monkeypatch.setattr(measuring, "timed", lambda run, device: run())
+    monkeypatch.setattr(measuring, "peak_flops", lambda setting: 1e9)
+    two, one = ranks.rows(QUICK)
+    assert (two.rate, one.rate, one.ratio) == (ranks.IMAGES / 2.5, ranks.IMAGES / 2.0, pytest.approx(0.8))
 
 
 def test_a_folder_that_is_no_checkout_of_the_original_is_refused(tmp_path):

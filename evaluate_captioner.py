@@ -123,7 +123,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     )  # fmt: skip
     if options.split != "train":
         require_unseen(loader.dataset, state)
-    captioned = caption_split(captioner, loader)
+    with loader:
+        captioned = caption_split(captioner, loader)
     if not distributed.is_main():
         return
 

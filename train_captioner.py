@@ -171,7 +171,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 3. The training loop
 
-    with trainer:
+    with train_loader, val_loader, picture_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start
             unfreeze(groups, len(groups) if from_scratch else thawed)

@@ -137,7 +137,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 3. The training loop
 
-    with trainer:
+    with train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             figures = trainer.train()
             figures |= trainer.validate()

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +17,8 @@ WORKER_TIMEOUT = 50  # seconds the main process waits for a worker before it cal
 
 class Loader(DataLoader):
     """Batches of a data set that stands for an unreadable sample with the `RunError` it raised, as a value.
+
+    As a context manager it ends its workers, which else live until the garbage is collected.
 
     An exception raised in a worker reaches the main process as a page of traceback.  So the data set's
     `__getitems__(keys)` hands errors over like samples, its `batch(samples)` is the first of them or else a
@@ -56,6 +58,12 @@ class Loader(DataLoader):
             if str(error).startswith("DataLoader "):  # torch's own words on its workers' health
                 raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_workers()
 
     def _end_workers(self) -> None:
         """Ends all workers, those that hang by force: our own exit would wait for them for ever."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_a_run_is_a_function_of_its_seed(run, tmp_path):
     [
         ("encoder", {"accumulation_steps": 1}, [1, 2]),
         ("encoder", {"accumulation_steps": 3}, [3, 1, 1]),
-        ("captioner", {"accumulation_steps": 2}, [5, 6]),
+        ("captioner", {"accumulation_steps": 2, "length_buckets": True}, [5, 6]),
     ],
 )
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
@@ -101,6 +102,14 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
     whole, parts = state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage)
     whole["config"].pop("num_workers"), parts["config"].pop("num_workers")
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("stage", ["encoder", "captioner"])
+def test_the_workers_of_a_run_end_with_it(run, stage):
+    """A notebook that trains twice would keep those of the first run for as long as it is open."""
+    changes = {"eval_freq": 1} if stage == "captioner" else {}
+    run(stage, "out", "--epochs", "1", num_workers=1, **changes)
+    assert not multiprocessing.active_children()
 
 
 def test_a_stop_during_validation_keeps_the_epoch_that_was_trained(run, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from support.calibration import calibrate, calibration_error, foretold, reliability
+from support.calibration import calibrate, calibration_error, chance_error, foretold, reliability
 from support.caption_statistics import CaptionStatistics, caption_statistics, constant_caption, human_captions
 from support.metrics import (
     METRICS,
@@ -68,11 +68,12 @@ def confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dict
     calibration, confidences = calibrate(ordered, shares), foretold(ordered, shares)
     if calibration is None or confidences is None:
         return None
-    bins = reliability(confidences, shares)
+    bins = reliability(ordered, confidences, shares)
     return {
         **asdict(calibration),
         "reliability": [asdict(bin) for bin in bins],
         "error": calibration_error(bins),
+        "chance_error": chance_error(bins),
     }
 
 
@@ -117,8 +118,9 @@ def _reliability(calibration: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "confidence: the share of a caption's words that people use of the picture, foretold from the mean"
     yield "log-probability of its tokens; each half of the pictures by the map fitted on the other half"
-    yield f"{'foretold':>15} {'mean':>6} {'came true':>10} {'pictures':>9}"
+    yield f"{'log-probability':>15} {'foretold':>9} {'came true':>10} {'pictures':>9}"
     for row in calibration["reliability"]:
         span = f"{row['lowest']:.2f} – {row['highest']:.2f}"
-        yield f"{span:>15} {row['confidence']:6.2f} {row['confirmed']:10.2f} {row['captions']:9,}"
-    yield f"mean difference {calibration['error']:.3f}"
+        yield f"{span:>15} {row['confidence']:9.2f} {row['confirmed']:10.2f} {row['captions']:9,}"
+    error, chance = calibration["error"], calibration["chance_error"]
+    yield f"mean difference {error:.3f}; were the confidence exact, chance would make it {chance:.3f}"

@@ -9,6 +9,10 @@ low score and of high, and a map that never falls is laid through it.
     points         mean score and mean share of each bin, neighbours pooled while the share falls
                    (isotonic regression by pooling adjacent violators, Zadrozny and Elkan 2002)
     in between     a straight line; beyond the ends, the value there
+
+What that is worth shows on captions that had no part in it: each half of them by the map of the other half.
+Rows of such a table are in order of score.  In order of confidence the top row would gather those captions
+for whose map luck was kindest, and even a confidence that is exact would look too high there.
 """
 
 import math
@@ -16,13 +20,17 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, TypeVar
 
 from support.files import read_json, write_json
 
 BINS = 10  # at most
 FEWEST_IN_BIN = 20  # captions
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Bin:
-    """Captions of like confidence."""
+    """Captions of like score."""
 
     captions: int
-    lowest: float  # confidence
-    highest: float
+    lowest: float  # score
+    highest: float  # score
     confidence: float  # the mean
     confirmed: float  # mean share of words that people confirm
+    chance: float  # how far the two would lie apart, on average, were the confidence exact
 
 
 def save(path: Path, calibration: Calibration, made_for: Mapping[str, Any]) -> None:
@@ -78,9 +87,9 @@ def calibrate(scores: Sequence[float], shares: Sequence[float]) -> Calibration |
         shares: of each caption's words, those that stand in a reference, 0 to 1.
     """
     pooled: list[tuple[int, float, float]] = []  # captions, mean score, mean share
-    for run in _runs(sorted(zip(scores, shares))):
-        block = len(run), _mean([score for score, _ in run]), _mean([share for _, share in run])
-        while pooled and pooled[-1][2] >= block[2]:
+    for run in _runs(sorted(zip(scores, shares), key=itemgetter(0))):
+        block = len(run), *map(fmean, zip(*run))
+        while pooled and not (pooled[-1][1] < block[1] and pooled[-1][2] < block[2]):
             block = _together(pooled.pop(), block)
         pooled.append(block)
     if not pooled:
@@ -100,38 +109,42 @@ def foretold(scores: Sequence[float], shares: Sequence[float]) -> list[float] | 
     return [halves[place % 2](score) for place, score in enumerate(scores)]
 
 
-def reliability(confidences: Sequence[float], shares: Sequence[float]) -> list[Bin]:
-    """Captions in order of confidence, in bins of equal length: what was foretold, and what came."""
-    return [
-        Bin(
-            captions=len(run),
-            lowest=run[0][0],
-            highest=run[-1][0],
-            confidence=_mean([confidence for confidence, _ in run]),
-            confirmed=_mean([share for _, share in run]),
-        )
-        for run in _runs(sorted(zip(confidences, shares)))
-    ]
+def reliability(scores: Sequence[float], confidences: Sequence[float], shares: Sequence[float]) -> list[Bin]:
+    """Captions in order of score, in bins of equal length: what was foretold, and what came.
+
+    Args:
+        scores: of captions, mean log-probability of a token.
+        confidences: of the same captions, 0 to 1.
+        shares: of each caption's words, those that stand in a reference, 0 to 1.
+    """
+    bins = []
+    for run in _runs(sorted(zip(scores, confidences, shares), key=itemgetter(0))):
+        ordered, foreseen, came = zip(*run)
+        # The mean of n outcomes deviates by their standard deviation / sqrt(n), about normally; a normal
+        # variable lies sqrt(2 / pi) standard deviations from its mean, on average.
+        chance = math.sqrt(2 / math.pi) * stdev(came) / math.sqrt(len(run))
+        bins.append(Bin(len(run), ordered[0], ordered[-1], fmean(foreseen), fmean(came), chance))
+    return bins
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
     """How far confidence and outcome lie apart in a bin, on average over captions (Guo et al. 2017)."""
-    captions = sum(bin.captions for bin in bins)
-    return sum(bin.captions * abs(bin.confidence - bin.confirmed) for bin in bins) / captions
+    return fmean((abs(bin.confidence - bin.confirmed) for bin in bins), [bin.captions for bin in bins])
 
 
-def _runs(pairs: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+def chance_error(bins: Sequence[Bin]) -> float:
+    """What `calibration_error` would be, on average, were the confidence exact: less cannot be measured."""
+    return fmean((bin.chance for bin in bins), [bin.captions for bin in bins])
+
+
+def _runs(rows: list[Row]) -> list[list[Row]]:
     """Cuts a list into `BINS` runs equal but for one, or fewer where runs would be short; maybe none."""
-    count = min(BINS, len(pairs) // FEWEST_IN_BIN)
-    edges = [len(pairs) * number // max(1, count) for number in range(count + 1)]
-    return [pairs[start:end] for start, end in pairwise(edges)]
+    count = min(BINS, len(rows) // FEWEST_IN_BIN)
+    edges = [len(rows) * number // max(1, count) for number in range(count + 1)]
+    return [rows[start:end] for start, end in pairwise(edges)]
 
 
 def _together(first: tuple[int, float, float], second: tuple[int, float, float]) -> tuple[int, float, float]:
     captions = first[0] + second[0]
     means = [(first[0] * a + second[0] * b) / captions for a, b in zip(first[1:], second[1:])]
     return captions, *means
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -1,5 +1,6 @@
 """The map from a caption's score to how sure one may be, against brute force and by hand."""
 
+import math
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from support.calibration import (
     Calibration,
     calibrate,
     calibration_error,
+    chance_error,
     foretold,
     load,
     reliability,
@@ -70,15 +72,68 @@ def test_no_caption_s_own_outcome_has_a_part_in_its_confidence():
         assert after != before
 
 
+def test_captions_of_one_score_have_one_confidence_whatever_their_order():
+    assert calibrate([-1.0] * 40, [0.0] * 20 + [1.0] * 20) == Calibration((-1.0,), (0.5,))
+    assert calibrate([-1.0] * 40, [1.0] * 20 + [0.0] * 20) == Calibration((-1.0,), (0.5,))
+
+
 def test_the_reliability_table_is_what_one_counts_by_hand():
-    confidences = [0.2] * 10 + [0.4] * 10 + [0.9] * 20
-    shares = [0.0] * 10 + [0.5] * 10 + [1.0] * 20
-    bins = reliability(confidences, shares)
+    scores = [-float(number) for number in range(40)]  # falling
+    confidences = [0.9] * 20 + [0.4] * 10 + [0.2] * 10
+    shares = [1.0, 0.8] * 10 + [0.5] * 10 + [0.0] * 10
+    bins = reliability(scores, confidences, shares)
+    chance = [(2 / math.pi) ** 0.5 * (n * d**2 / (n - 1) / n) ** 0.5 for n, d in ((20, 0.25), (20, 0.1))]
     assert bins == [
-        Bin(20, 0.2, 0.4, pytest.approx(0.3), pytest.approx(0.25)),
-        Bin(20, 0.9, 0.9, pytest.approx(0.9), pytest.approx(1.0)),
+        Bin(20, -39.0, -20.0, *map(pytest.approx, (0.3, 0.25, chance[0]))),
+        Bin(20, -19.0, 0.0, *map(pytest.approx, (0.9, 0.9, chance[1]))),
     ]
-    assert calibration_error(bins) == pytest.approx((0.05 + 0.1) / 2)
+    assert calibration_error(bins) == pytest.approx(0.05 / 2)
+    assert chance_error(bins) == pytest.approx(sum(chance) / 2)
+
+
+def test_luck_of_one_half_does_not_look_like_too_high_a_confidence():
+    """Two halves in which 0.7 and 0.9 came true: the map of each is wrong by luck, and right for both.
+
+    In order of confidence the table would say 0.9 of captions of which 0.7 came true.
+    """
+    scores = [-number / 80 for number in range(80)]
+    shares = [0.7, 0.9] * 40
+    confidences = foretold(scores, shares)
+    assert sorted(set(confidences)) == pytest.approx([0.7, 0.9])
+    bins = reliability(scores, confidences, shares)
+    assert [(bin.confidence, bin.confirmed) for bin in bins] == [pytest.approx((0.8, 0.8))] * 4
+
+
+def test_equal_confidences_are_not_told_apart_by_what_came():
+    bins = reliability([-1.0] * 80, [0.5] * 80, [0.0, 1.0] * 40)
+    assert [bin.confirmed for bin in bins] == [0.5] * 4
+
+
+def test_an_exact_confidence_differs_by_what_chance_is_said_to_make():
+    """The oracle draws each word of each caption with just the probability that is foretold."""
+    draw = random.Random(7)
+    errors, expected = [], []
+    for _ in range(60):
+        scores = [-draw.random() for _ in range(400)]
+        confidences = [0.9 + 0.3 * score for score in scores]
+        shares = [sum(draw.random() < chance for _ in range(10)) / 10 for chance in confidences]
+        bins = reliability(scores, confidences, shares)
+        errors.append(calibration_error(bins))
+        expected.append(chance_error(bins))
+    assert sum(errors) == pytest.approx(sum(expected), rel=0.08)
+
+
+def test_a_map_comes_near_the_truth_that_outcomes_are_drawn_from():
+    draw = random.Random(5)
+    scores = [-2 * draw.random() for _ in range(4000)]
+    shares = [sum(draw.random() < truth(score) for _ in range(10)) / 10 for score in scores]
+    found = calibrate(scores, shares)
+    asked = [-1.8 + 0.2 * number for number in range(9)]
+    assert [found(score) for score in asked] == pytest.approx([truth(score) for score in asked], abs=0.02)
+
+
+def truth(score: float) -> float:
+    return 1 / (1 + math.exp(-2.5 - 2 * score))
 
 
 def test_a_saved_map_is_that_of_the_same_model_and_search_only(tmp_path):

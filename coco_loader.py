@@ -16,6 +16,7 @@ Shape letters: B batch, T caption tokens, H and W the model's picture size.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +26,17 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
-from paths import image_name
+from paths import image_name, with_copies
 from paths import paths as default_paths
+from support.copies import size_for_training
 from support.errors import RunError, UsageError
+from support.files import Record
 from support.loading import WORKER_TIMEOUT, Loader, samples_or_errors
 from support.processed import load_split
 from support.ragged import Ragged
 from support.randomness import mix, seeded
 from support.sampling import EpochSampler, EvaluationSampler, Key, subset_of
-from support.split_file import SplitFile
+from support.split_file import SplitFile, folder_splits
 from support.tokenizer import PAD, load_tokenizer
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
@@ -349,6 +352,26 @@ def choose_images(image_ids: Tensor, share: float) -> Tensor:
     if not 0 < share <= 1:
         raise UsageError(f"a subset must be a fraction above 0 and at most 1, not {share}")
     return image_ids[subset_of(image_ids, share)]
+
+
+def training_pictures(
+    paths: Mapping[str, Path],
+    splits: Sequence[str],
+    split_file: SplitFile | None,
+    image_size: int,
+    resume: Mapping[str, Any] | None,
+) -> tuple[int | None, Mapping[str, Path]]:
+    """Whether a run trains on pre-resized copies; see `support.copies.size_for_training`.
+
+    Copies change pixels a little, so that they are for training only; figures come from the originals.
+
+    Returns:
+        The copies' size, None for the originals; and the file locations, to be given to the training loader.
+    """
+    splits = folder_splits(splits, split_file)
+    record = Record(paths["record"])
+    size = size_for_training(splits, image_size, partial(with_copies, paths), record, resume)
+    return size, with_copies(paths, size) if size else paths
 
 
 def get_coco_loader(

@@ -16,9 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
@@ -26,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 
 from support.errors import RunError
 from support.pictures import FORMATS
+from support.rgb import to_rgb
 
 # Mean and standard deviation of ImageNet's training pixels in [0, 1], for red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -164,40 +164,3 @@ def _decode(data: bytes) -> Tensor:
 def to_tensor(image: Tensor | Image.Image) -> Tensor:
     """Any Pillow picture as upright RGB, (3, h, w) uint8.  A tensor is taken to be that already."""
     return image if isinstance(image, Tensor) else F.pil_to_tensor(to_rgb(image))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow picture as upright RGB of 8 bits.
-
-    - Turned as its EXIF orientation says: cameras store the sensor's view and a note.
-    - Transparency (alpha channel, palette entry or colour key) is laid on white.  Such pictures are drawings
-      and cut-outs made for web pages, which are white; dropping the channel would show whatever colours
-      happen to lie beneath.
-    - 16 and 32 bits a pixel are scaled to 8; Pillow's own conversion clips, which turns most pixels white.
-    - Grey, palette, CMYK (Adobe's inverted kind is turned round by Pillow's reader): Pillow's conversion.
-    """
-    image.load()  # whatever is wrong with the pixels comes out here
-    with suppress(Exception):  # a garbled EXIF block says nothing against them
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = _scaled_to_8_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (modes "I;16..."), of 32-bit integers ("I") or of floats ("F") as grey of 8 bits.
-
-    16 bits are scaled by their full range.  The other modes do not say what white is: it is the least of 1,
-    255 and 65535 that covers the pixels, and beyond these the picture's own range is stretched.
-    """
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    black, white = 0.0, 65535.0
-    if not image.mode.startswith("I;16"):
-        least, greatest = float(pixels.min()), float(pixels.max())
-        fitting = [white for white in (1.0, 255.0, 65535.0) if least >= 0 and greatest <= white]
-        black, white = (0.0, fitting[0]) if fitting else (least, greatest)
-    scaled = (pixels - black) * (255 / max(white - black, 1e-12))
-    return Image.fromarray(scaled.round().astype(np.uint8))

@@ -6,6 +6,7 @@ pictures, `paths["tokenizer"]` the trained tokenizer, and so on; `sorted(paths)`
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 # The folder of this file, seen from where the command was called: "." at the root of the repository.
@@ -35,6 +36,7 @@ def locations(
         "downloads": data / "downloads",
         "annotations": data / "annotations",
         "processed": processed,
+        "record": processed / "record.json",
         "tokenizer": processed / "tokenizer.json",
         "encoder_checkpoints": checkpoints / "encoder",
         "captioner_checkpoints": checkpoints / "captioner",
@@ -65,6 +67,12 @@ def standard(
 def chosen(options: argparse.Namespace) -> dict[str, Path]:
     """Every file location for a script's options `--sample`, `--data` and `--out`, those that it has."""
     return standard(*(getattr(options, name, None) for name in ("sample", "data", "out")))
+
+
+def with_copies(where: Mapping[str, Path], size: int) -> dict[str, Path]:
+    """The same locations, but the folders of pictures are those of their copies of `size` pixels."""
+    copies = {f"{split}_images": where["data"] / f"{split}2017_{size}" for split in SPLITS}
+    return {**where, **copies}
 
 
 def image_name(image_id: int) -> str:

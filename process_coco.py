@@ -5,11 +5,16 @@
     python process_coco.py --source /mnt/coco    # from a folder, or another server, with COCO's archives
     python process_coco.py --captions-only       # sections 2 and 3 alone, on caption files that are there
     python process_coco.py --sample              # the sample data set, drawn on the spot
+    python process_coco.py --resize 256          # with small copies of the pictures, for training to read
     python process_coco.py --check               # then decode every picture once, and list the bad
 
 COCO is 47 GB of pictures; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
 The download takes an hour at 100 Mbit/s, unpacking some minutes, the captions a minute and 1.3 GB of memory.
 Whatever goes wrong, run it again: it goes on where it stood.  Run when all is there, it takes a second.
+
+Copies lie beside the originals, in `train2017_256/` and so on; the size is that of the shorter side.  Both
+training scripts read them where all are there and the model's pictures are no larger; validation and
+evaluation read the originals.
 """
 
 import argparse
@@ -18,9 +23,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths, with_copies
 from support.annotations import Captions, captions_are_whole, read_captions
-from support.command_line import Parser, run
+from support.command_line import Parser, copy_size, run
+from support.copies import make_copies
 from support.errors import UsageError
 from support.files import Record, digest, exclusive, replacing
 from support.pictures import census, check_pictures, is_cut, picture_ids
@@ -57,8 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise UsageError(
             f"{where['annotations']} is not there: --captions-only needs the caption files in it"
         )
+    if options.captions_only and options.resize:
+        raise UsageError("--resize copies pictures, which --captions-only leaves out: take one of the two")
     with exclusive(where["data"] / ".lock"):
-        record = Record(where["processed"] / "record.json")
+        record = Record(where["record"])
         found = {split: census(where[f"{split}_images"]) for split in SPLITS}
         if options.sample:
             draw_sample(where, record, found)
@@ -68,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
         for split in PROCESSED_SPLITS:
             if split in options.splits:
                 tokenize_the_captions(split, where, record, found[split])
+        if options.resize:
+            make_copies(options.splits, options.resize, where, with_copies(where, options.resize), record)
     if record.changed:
         print(f"{where['data']} is ready, after {time.monotonic() - started:.1f} s")
     else:
@@ -93,6 +103,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: all four)"
     )
     parser.add_argument("--keep-archives", action="store_true", help="do not remove downloads once unpacked")
+    parser.add_argument(
+        "--resize", metavar="PIXELS", type=copy_size, help="keep small copies of the pictures"
+    )
     parser.add_argument("--check", action="store_true", help="at the end decode every picture, list the bad")
     options = parser.parse_args(arguments)
     options.splits = [split for split in SPLITS if split in options.splits]  # each once, in one order

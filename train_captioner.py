@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from captioner import first_captions, new_captioner, require_captioner
-from coco_loader import CaptionBatch, get_coco_loader
+from coco_loader import CaptionBatch, get_coco_loader, training_pictures
 from evaluate_captioner import caption_split, scored
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
@@ -36,6 +36,7 @@ from support.configuration import (
     load_config,
     positive,
 )
+from support.copies import described
 from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
@@ -115,12 +116,15 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 2. The elements of the training loop
 
     from_scratch = resume["from_scratch"] if resume else options.from_scratch
+    encoder = resume["encoder"] if resume else encoder_shape(pretrained, paths["mae_config"])
+    pictures, train_paths = training_pictures(paths, ["train"], split_file, encoder["image_size"], resume)
     contents = {
         "config": config_to_dict(config),
-        "encoder": resume["encoder"] if resume else encoder_shape(pretrained, paths["mae_config"]),
+        "encoder": encoder,
         "tokenizer": chosen_tokenizer(paths["tokenizer"], config, resume),
         "from_scratch": from_scratch,
         "split_file": split_file and split_file.facts(),
+        "pictures": pictures,
     }
     captioner = new_captioner(contents, device)
     model, pad_id = captioner.model, captioner.pad_id
@@ -144,7 +148,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     train_loader = get_coco_loader(
         "train", transform=TrainingTransform(captioner.transform.size, config.crop_scale), shuffle=True,
         skip_unreadable=True, accumulation=config.accumulation_steps, length_buckets=config.length_buckets,
-        **pairs,
+        **pairs | {"paths": train_paths},
     )  # fmt: skip
     val_loader = get_coco_loader("val", transform=captioner.transform, **pairs)
     picture_loader = get_coco_loader(
@@ -171,6 +175,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 3. The training loop
 
+    if distributed.is_main():
+        print(f"pictures: {described(pictures)}", flush=True)
     with train_loader, val_loader, picture_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from coco_loader import ImageBatch, get_coco_loader
+from coco_loader import ImageBatch, get_coco_loader, training_pictures
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
@@ -28,6 +28,7 @@ from showcase import Reconstruction, Reconstructor
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_from_dict, config_to_dict, positive
 from support.contents import require_weights
+from support.copies import described
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.processed import open_split_file
@@ -106,6 +107,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         "num_workers": config.num_workers, "subset": options.subset, "split_file": split_file,
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
+    pictures, train_paths = training_pictures(paths, config.splits, split_file, config.image_size, resume)
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
     train_loader = get_coco_loader(
         config.splits,
@@ -113,7 +115,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         shuffle=True,
         skip_unreadable=True,
         accumulation=config.accumulation_steps,
-        **common,
+        **common | {"paths": train_paths},
     )
     val_loader = get_coco_loader("val", transform=EvaluationTransform(config.image_size), **common)
 
@@ -129,7 +131,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         train_loader=train_loader,
         val_loader=val_loader,
         folder=folder,
-        contents={"config": config_to_dict(config), "split_file": split_file and split_file.facts()},
+        contents={
+            "config": config_to_dict(config),
+            "split_file": split_file and split_file.facts(),
+            "pictures": pictures,
+        },
         device=device,
         resumed=resumed,
         resume=resume,
@@ -137,6 +143,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 3. The training loop
 
+    if distributed.is_main():
+        print(f"pictures: {described(pictures)}", flush=True)
     with train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             figures = trainer.train()

@@ -17,6 +17,7 @@ from support.errors import RunError, UsageError
 from support.files import disk_errors
 
 MOST_BEAMS = 100  # memory grows with them, and captions are no better beyond about ten
+COPY_SIZES = 64, 1024  # smaller ones show too little, larger ones save nothing
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, on a GPU and on a CPU
 
 
@@ -110,9 +111,12 @@ def positive_int(text: str) -> int:
 
 def beams(text: str) -> int:
     """An argparse type: a number of beams."""
-    if not re.fullmatch("[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= MOST_BEAMS:
-        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from 1 to {MOST_BEAMS}")
-    return int(text)
+    return _whole_number(text, 1, MOST_BEAMS)
+
+
+def copy_size(text: str) -> int:
+    """An argparse type: the shorter side of pre-resized copies, in pixels."""
+    return _whole_number(text, *COPY_SIZES)
 
 
 def fraction(text: str) -> float:
@@ -124,6 +128,12 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{_short(text)} is not a fraction above 0 and at most 1")
     return value
+
+
+def _whole_number(text: str, least: int, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from {least} to {most:,}")
+    return int(text)
 
 
 def _short(text: str) -> str:

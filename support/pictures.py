@@ -1,17 +1,17 @@
 """Looking through folders of pictures: how many, how large, and which cannot be read."""
 
-import multiprocessing
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from support import interrupts
 from support.errors import RunError
+from support.parallel import on_all_cores
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # COCO's names: the id in twelve digits, more where the id has more
 NAME = re.compile(r"([0-9]{12,18})\.jpg")
@@ -50,36 +50,35 @@ def is_cut(path: Path) -> bool:
     return content.rfind(END_OF_IMAGE) <= content.rfind(START_OF_SCAN)
 
 
-def trouble(path: Path) -> str | None:
-    """Why the picture cannot be read, or None; every pixel is decoded, as `Image.verify()` does not do."""
+@contextmanager
+def decoded(path: Path) -> Iterator["Image.Image"]:
+    """A picture, every pixel of it decoded, as `Image.verify()` does not do.
+
+    Raises:
+        Exception: it cannot be read; decoders raise all kinds of errors, and `explained` puts them in words.
+    """
     from PIL import Image
 
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            if image.format == "JPEG" and is_cut(path):
-                return "its end is missing"
-    except Exception as error:  # decoders raise all kinds of errors
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return None
+    with Image.open(path, formats=FORMATS) as image:
+        image.load()
+        if image.format == "JPEG" and is_cut(path):
+            raise RunError("its end is missing")
+        yield image
 
 
-def unreadable(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Decodes every picture, on all cores, and yields those that cannot be read, each with the reason."""
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, held or not
-    pool = ProcessPoolExecutor(None, context, initializer=interrupts.ignore_in_worker)
+def explained(error: Exception) -> str:
+    """Why a picture cannot be read, in one line."""
+    kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
+
+
+def trouble(path: Path) -> str | None:
+    """Why the picture cannot be read, or None."""
     try:
-        reasons: Iterable[str | None] = pool.map(trouble, paths, chunksize=16)
-        reasons = tqdm(reasons, total=len(paths), desc="checking", unit="picture", mininterval=interval)
-        for path, reason in zip(paths, reasons):
-            interrupts.check()
-            if reason:
-                yield path, reason
-    except BrokenExecutor as error:
-        raise RunError(f"a worker that checks pictures died ({error}): is there memory enough?") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        with decoded(path):
+            return None
+    except Exception as error:
+        return explained(error)
 
 
 def check_pictures(folders: list[Path]) -> None:
@@ -90,9 +89,10 @@ def check_pictures(folders: list[Path]) -> None:
     """
     paths = [folder / f"{image_id:012d}.jpg" for folder in folders for image_id in picture_ids(folder)]
     bad = 0
-    for path, reason in unreadable(paths):
-        bad += 1
-        print(f"{path}: {reason}")
+    for path, reason in on_all_cores(trouble, paths, "checking", "picture"):
+        if reason:
+            bad += 1
+            print(f"{path}: {reason}")
     if bad:
         raise RunError(f"{bad:,} of {len(paths):,} pictures cannot be read: remove them, and run this again")
     print(f"all {len(paths):,} pictures can be read")

@@ -108,6 +108,12 @@ def split_name(facts: dict[str, Any] | None) -> str:
     return "COCO's 2017 split" if facts is None else f"the split file {facts['name']}"
 
 
+def folder_splits(splits: Iterable[str], split_file: SplitFile | None) -> list[str]:
+    """The COCO splits in whose folders the pictures of some splits lie."""
+    dealt_out = set() if split_file is None else set(SPLITS) & set(splits)
+    return sorted(set(splits) - dealt_out | (set(FOLDERS) if dealt_out else set()))
+
+
 def same_split(checkpoint: dict[str, Any], split_file: SplitFile | None) -> bool:
     """Whether a checkpoint was trained with this split; one that says nothing was with COCO's own."""
     facts = checkpoint.get("split_file")

@@ -43,6 +43,7 @@ BAD = {
     "--split": ["test", "x", ""],
     "--splits": ["all", "", "train,val"],
     "--source": ["{nowhere}", "{text}", "", LONG, "ftp://coco"],
+    "--resize": [*NUMBERS, "63", "1025"],
     "--seed": ["x", "", "1.5"],
     "--report": ["{text}/inside.html", "", LONG],
     "--encoder": CHECKPOINTS,

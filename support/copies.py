@@ -1,0 +1,150 @@
+"""Pre-resized copies of pictures: small JPEGs beside the originals, which training may read instead.
+
+A copy's shorter side is the size asked for, or the original's where that is shorter.  It is upright RGB, a
+JPEG of quality 95 with its colours at half resolution (4:2:0), and its time of change is the original's.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from support.errors import RunError, UsageError
+from support.files import Record, require_space
+from support.parallel import on_all_cores
+from support.pictures import census, decoded, explained, is_cut, picture_ids
+
+QUALITY, SUBSAMPLING = 95, "4:2:0"
+BYTES = 0.7  # of a copy on average, for each pixel of a square as high as its shorter side: 46 KB at 256
+
+Where = Mapping[str, Path]
+
+
+def make_copies(splits: Iterable[str], size: int, originals: Where, copies: Where, record: Record) -> None:
+    """Makes what is missing of the copies of some splits, and notes in the record which are complete.
+
+    Args:
+        splits: whose pictures; the record has noted how many these are.
+        size: of a copy's shorter side, pixels.
+        originals: the file locations; `originals["train_images"]` is a folder of pictures.
+        copies: the same, these folders being those of the copies.
+        record: what is done.
+
+    Raises:
+        RunError: there is no room on the disk, or pictures cannot be read; all others are copied.
+    """
+    splits = [split for split in splits if not are_complete(split, size, copies, record)]
+    lacking = [record.entries[f"{s}_images"][0] - census(copies[f"{s}_images"])[0] for s in splits]
+    needed = sum(max(0, number) for number in lacking) * BYTES * size**2
+    require_space(copies["data"], int(needed), f"copying pictures to {size} pixels")
+    bad = 0
+    for split in splits:
+        bad_here = copy_folder(originals[f"{split}_images"], copies[f"{split}_images"], size)
+        if not bad_here:
+            record.note(_name(split, size), _state(split, copies, record))
+        bad += bad_here
+    if bad:
+        total = sum(record.entries[f"{split}_images"][0] for split in splits)
+        raise RunError(
+            f"{bad:,} of {total:,} pictures cannot be read, all others are copied: mend or remove them, "
+            "and run this again"
+        )
+
+
+def are_complete(split: str, size: int, copies: Where, record: Record) -> bool:
+    """Whether all copies of a split are there, by the record and by a look into their folder."""
+    return record.agrees(_name(split, size), _state(split, copies, record))
+
+
+def size_for_training(
+    splits: Sequence[str],
+    image_size: int,
+    with_copies: Callable[[int], Where],
+    record: Record,
+    resume: Mapping[str, Any] | None,
+) -> int | None:
+    """Which pictures a run trains on: copies as large as it needs, if there are such of all its splits.
+
+    A run that goes on keeps to what it began with, so that it equals one that was never stopped.
+
+    Args:
+        splits: of COCO, in whose folders the pictures lie.
+        image_size: the model's, pixels; smaller copies would have to be enlarged.
+        with_copies: the file locations with the folders of the copies of a size.
+        record: what is done.
+        resume: the checkpoint that the run goes on from, or None.
+
+    Returns:
+        The copies' size, the smallest that will do; None for the originals.
+
+    Raises:
+        UsageError: the run was begun with copies that are not there any more.
+    """
+    names = (re.fullmatch(rf"{splits[0]}_images_([0-9]+)", name) for name in record.entries)
+    known = sorted(int(name[1]) for name in names if name)
+    if resume is not None:
+        known = [resume["pictures"]] if resume.get("pictures") else []
+    for size in known:
+        complete = (are_complete(split, size, with_copies(size), record) for split in splits)
+        if size >= image_size and all(complete):
+            return size
+    if resume is not None and known:
+        raise UsageError(
+            f"this run was begun with copies of {known[0]} pixels, and not all of them are there: make them "
+            f"with `python process_coco.py --resize {known[0]}`"
+        )
+    return None
+
+
+def described(size: int | None) -> str:
+    """Which pictures a run trains on, in words."""
+    return f"copies of {size} pixels" if size else "originals of full size"
+
+
+def copy_folder(originals: Path, copies: Path, size: int) -> int:
+    """Copies each picture of a folder that has no copy yet; lists and counts those that cannot be read."""
+    pictures = [originals / f"{image_id:012d}.jpg" for image_id in picture_ids(originals)]
+    copies.mkdir(parents=True, exist_ok=True)
+    work = partial(copy_picture, folder=copies, size=size)
+    bad = 0
+    for picture, reason in on_all_cores(work, pictures, f"copying {originals.name}", "picture"):
+        if reason:
+            bad += 1
+            print(f"{picture}: {reason}")
+    os.sync()  # once for all files, before the record says that they are whole
+    return bad
+
+
+def copy_picture(original: Path, folder: Path, size: int) -> str | None:
+    """Copies one picture, unless its copy is there; returns why it cannot be read, or None."""
+    from PIL import Image
+
+    from support.rgb import to_rgb
+
+    copy = folder / original.name
+    try:
+        changed = original.stat().st_mtime_ns
+        if copy.exists() and copy.stat().st_mtime_ns == changed and not is_cut(copy):
+            return None
+        with decoded(original) as image:
+            image = to_rgb(image)
+    except Exception as error:
+        return explained(error)
+    scale = min(1, size / min(image.size))
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    temporary = copy.with_name(copy.name + ".tmp")  # always the same: the next run overwrites it
+    image.save(temporary, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    os.utime(temporary, ns=(changed, changed))
+    os.replace(temporary, copy)
+    return None
+
+
+def _name(split: str, size: int) -> str:
+    return f"{split}_images_{size}"
+
+
+def _state(split: str, copies: Where, record: Record) -> dict[str, list[int] | None]:
+    """What the record holds of a split's copies: the census of the originals, as noted, and theirs."""
+    return {"originals": record.entries.get(f"{split}_images"), "copies": census(copies[f"{split}_images"])}

@@ -1,0 +1,59 @@
+"""The same work on many files, on all cores."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from threading import Thread
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from support import interrupts
+from support.errors import RunError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def on_all_cores(
+    work: Callable[[Item], Result], items: Sequence[Item], what: str, unit: str
+) -> Iterator[tuple[Item, Result]]:
+    """Yields each item with what the work makes of it, in order, under a progress bar.
+
+    Args:
+        work: what other processes can import: a module's function, or a partial of one.
+        items: what it is done on.
+        what: the work in a word, before the bar.
+        unit: what an item is.
+
+    Raises:
+        RunError: a worker was killed.
+        Interrupted: this process was asked to stop.
+    """
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, held or not
+    pool = ProcessPoolExecutor(None, context, initializer=_prepare_worker)
+    try:
+        results: Iterable[Result] = pool.map(work, items, chunksize=16)
+        results = tqdm(results, total=len(items), desc=what, unit=unit, mininterval=interval)
+        for item, result in zip(items, results):
+            interrupts.check()
+            yield item, result
+    except BrokenExecutor as error:
+        interrupts.check()  # a signal to the whole group ends workers, too
+        raise RunError(f"{what}: a worker died ({error}): is there memory enough?") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    interrupts.ignore_in_worker()
+    Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    """Ends this worker when the main process is killed, or it would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -53,6 +53,7 @@ def test_a_diagram_stands_alone_and_serves_light_and_dark(name):
     assert tree.find(f"{SVG}title").text
     assert "prefers-color-scheme: dark" in text
     width, height = float(tree.get("width")), float(tree.get("height"))
+    assert 12 * 358 / width >= 7  # its smallest letters on a phone, which shows it 358 pixels wide
     paper = tree.find(f"{SVG}rect")  # its own ground, so that it can be read on any page
     assert paper.get("class") == "paper"
     assert (float(paper.get("width")), float(paper.get("height"))) == (width - 1, height - 1)

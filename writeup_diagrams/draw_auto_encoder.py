@@ -19,73 +19,83 @@ SEEDS = (8, 9)
 KEPT, MASKED = (positions.tolist() for positions in random_masking(torch.tensor(SEEDS), SIDE**2, 0.75))
 K, M = len(KEPT[0]), len(MASKED[0])
 
-STRIPS = (182, 488)  # where each image's strip of nine tiles begins
-MIDDLE = 459  # between the strips
+WIDTH = 580
 TILE, PITCH = 24, 28  # pixels: side of a tile, from one to the next
-LABELS, SHAPES, WIDTH = 24, 764, 904  # columns: what it is; its shape
+STRIPS = (26, 306)  # where each image's strip of nine tiles begins
+CENTRES = [left + (SIDE**2 * PITCH - (PITCH - TILE)) / 2 for left in STRIPS]
+# Of a line of text: from LABELS on what it is, around MIDDLE how it is made, up to SHAPES its shape.
+LABELS, MIDDLE, SHAPES = 26, WIDTH / 2, WIDTH - 26
+ROW = 92  # from one row of tiles to the next
 
 Strips = Sequence[Sequence[int]]  # for each image the positions of its patches
 Draw = Callable[[float, float, int, int], Markup | list[Markup]]  # a tile at x, y: of an image, at a position
 
 
 def main(folder: Path = HERE) -> None:
-    shapes = [element("defs", scenes())]
-    y = 20
-    for image, left in enumerate(STRIPS):
-        shapes.append(whole_picture(left + 79, y, image))
-    shapes += row_texts(y + 47, "images", "(2, 3, 3P, 3P)")
-    y += 110
-    dealt = zip(STRIPS, KEPT, MASKED)
-    shapes += [
-        text(left + 126, y, f"kept {_list(k)} · masked {_list(m)}", "small middle") for left, k, m in dealt
-    ]
-    shapes += [text(LABELS, y, "random_masking", "code"), text(SHAPES, y, f"(2, {K}), (2, {M})", "code")]
+    shapes = [element("defs", scenes()), *line(34, "images", "", "(2, 3, 3P, 3P)")]
+    for image, centre in enumerate(CENTRES):
+        shapes.append(whole_picture(centre - 45, 46, image))
+    shapes += line(164, "positions", "random_masking", f"(2, {K}), (2, {M})")
+    for centre, kept, masked in zip(CENTRES, KEPT, MASKED):
+        shapes.append(text(centre, 186, f"kept {_list(kept)} · masked {_list(masked)}", "small middle"))
 
-    y += 14
-    shapes += panel(y, 314, "blue", "ImageEncoder")
-    y, more = operation(y, "patchify")
-    shapes += more + row(y, "patches", "(2, 9, P·P·3)", [range(9)] * 2, true_patch, faded=MASKED)
-    y, more = operation(y + 44, "select_patches(patches, kept)")
-    shapes += more + row(y, "kept patches", f"(2, {K}, P·P·3)", KEPT, true_patch)
-    y, more = operation(y + 44, "projection, + positions[kept]")
-    shapes += more + row(y, "embeddings", f"(2, {K}, D)", KEPT, token("blue"))
-    y, more = operation(y + 44, "TransformerEncoder, 12 layers")
-    shapes += more + row(y, "features", f"(2, {K}, D)", KEPT, token("blue"))
+    everywhere = [range(SIDE**2)] * 2
+    y = 198
+    shapes += panel(y, "blue", "ImageEncoder")
+    shapes += row(y, "patches", "patchify", "(2, 9, P·P·3)", everywhere, true_patch, faded=MASKED)
+    y += ROW
+    shapes += row(y, "kept patches", "select_patches(patches, kept)", f"(2, {K}, P·P·3)", KEPT, true_patch)
+    y += ROW
+    shapes += row(y, "embeddings", "projection, + positions[kept]", f"(2, {K}, D)", KEPT, token("blue"))
+    y += ROW
+    shapes += row(y, "features", "TransformerEncoder, 12 layers", f"(2, {K}, D)", KEPT, token("blue"))
 
-    y += 60
-    shapes += panel(y, 314, "orange", "ImageDecoder")
-    y, more = operation(y, "scatter over mask tokens, + positions")
-    shapes += more + row(y, "tokens", "(2, 9, D)", [range(9)] * 2, token("grey", KEPT))
-    y, more = operation(y + 44, "TransformerEncoder, 4 layers")
-    shapes += more + row(y, "features", "(2, 9, D)", [range(9)] * 2, token("orange"))
-    y, more = operation(y + 44, "select_patches(features, masked)")
-    shapes += more + row(y, "of masked patches", f"(2, {M}, D)", MASKED, token("orange"))
-    y, more = operation(y + 44, "to_pixels")
-    shapes += more + row(y, "predicted pixels", f"(2, {M}, P·P·3)", MASKED, predicted_patch)
+    y += ROW + 14
+    shapes += panel(y, "orange", "ImageDecoder")
+    made = "scatter over mask tokens, + positions"
+    shapes += row(y, "tokens", made, "(2, 9, D)", everywhere, token("grey", KEPT))
+    y += ROW
+    shapes += row(y, "features", "TransformerEncoder, 4 layers", "(2, 9, D)", everywhere, token("orange"))
+    y += ROW
+    made = "select_patches(features, masked)"
+    shapes += row(y, "masked ones", made, f"(2, {M}, D)", MASKED, token("orange"))
+    y += ROW
+    shapes += row(y, "predicted pixels", "to_pixels", f"(2, {M}, P·P·3)", MASKED, predicted_patch)
 
-    y += 54
-    shapes.append(text(MIDDLE, y + 35, "mean squared error", "middle title"))
-    for left in STRIPS:
-        shapes += arrow((left + 126, y + 10), (left + 126, y + 28)) + arrow(
-            (left + 126, y + 52), (left + 126, y + 34)
-        )
-    y += 60
-    shapes += row(y, "true pixels", f"(2, {M}, P·P·3)", MASKED, true_patch)
-    shapes.append(text(MIDDLE, y + 60, "masked_pixels(images, masked, P)", "code small middle"))
+    y += ROW + 14
+    shapes.append(text(MIDDLE, y + 28, "mean squared error", "middle title"))
+    for centre in CENTRES:
+        shapes += arrow((centre, y), (centre, y + 20)) + arrow((centre, y + 46), (centre, y + 26))
+    shapes += tiles(y + 52, MASKED, true_patch)
+    shapes += line(y + 112, "true pixels", "masked_pixels(images, masked, P)", f"(2, {M}, P·P·3)")
     write(
-        folder / "image_auto_encoder.svg", WIDTH, y + 78,
+        folder / "image_auto_encoder.svg", WIDTH, y + 132,
         "The forward pass of ImageAutoEncoder on two images of nine patches, with the shape at each step",
         *shapes,
     )  # fmt: skip
 
 
 def row(
-    y: float, label: str, shape: str, strips: Strips, draw: Draw, faded: Strips = ((), ())
+    y: float, label: str, made: str, shape: str, strips: Strips, draw: Draw, faded: Strips = ((), ())
 ) -> list[Markup]:
+    """An arrow down to each image's tiles, and above them a line that says what they are."""
+    shapes = [part for centre in CENTRES for part in arrow((centre, y + 4), (centre, y + 26))]
+    return shapes + line(y + 42, label, made, shape) + tiles(y + 52, strips, draw, faded)
+
+
+def line(y: float, label: str, made: str, shape: str) -> list[Markup]:
+    return [
+        text(LABELS, y, label),
+        text(MIDDLE, y, made, "code small soft middle"),
+        text(SHAPES, y, shape, "code end"),
+    ]
+
+
+def tiles(y: float, strips: Strips, draw: Draw, faded: Strips = ((), ())) -> list[Markup]:
     """One tile for each position in both images' strips, with the position beneath; `draw` draws one."""
-    shapes = row_texts(y + TILE / 2, label, shape)
-    for number, (left, positions) in enumerate(zip(STRIPS, strips)):
-        x = left + (9 - len(positions)) * PITCH / 2
+    shapes = []
+    for number, (centre, positions) in enumerate(zip(CENTRES, strips)):
+        x = centre - (len(positions) * PITCH - (PITCH - TILE)) / 2
         for position in positions:
             shapes.append(draw(x, y, number, position))
             if position in faded[number]:
@@ -95,24 +105,11 @@ def row(
     return shapes
 
 
-def row_texts(y: float, label: str, shape: str) -> list[Markup]:
-    return [text(LABELS, y + 5, label), text(SHAPES, y + 5, shape, "code")]
-
-
-def operation(y: float, name: str) -> tuple[float, list[Markup]]:
-    """An arrow down each strip with the operation between them; returns where the next row begins."""
-    shapes = []
-    for left in STRIPS:
-        shapes += arrow((left + 126, y + 4), (left + 126, y + 26))
-    shapes.append(text(MIDDLE, y + 20, name, "code small middle"))
-    return y + 32, shapes
-
-
-def panel(y: float, height: float, colour: str, name: str) -> list[Markup]:
-    """What a module does, framed."""
+def panel(y: float, colour: str, name: str) -> list[Markup]:
+    """What a module does, framed: four rows."""
     return [
-        element("rect", class_=f"{colour} frame", x=12, y=y, width=WIDTH - 24, height=height, rx=8),
-        text(LABELS, y + 22, name, "title"),
+        element("rect", class_=f"{colour} frame", x=12, y=y, width=WIDTH - 24, height=4 * ROW + 4, rx=8),
+        text(MIDDLE, y + 22, name, "title middle"),
     ]
 
 

@@ -10,14 +10,17 @@ from sheet import HERE, arrow, box, element, labelled_box, scenes, text, write
 from support.markup import Markup
 
 WORDS = ("<SOS>", "a", "house", "beside", "a", "tree", "<EOS>")
-LEFT, LEFT_WIDTH = 28, 260  # the encoder's column
-RIGHT, RIGHT_WIDTH = 440, 420  # the decoder's
-WIDTH, HEIGHT = 888, 588
+LEFT, LEFT_WIDTH = 20, 240  # the encoder's column
+RIGHT, RIGHT_WIDTH = 296, 264  # the decoder's
+BETWEEN = 278  # where the memory's line rises between them
+WIDTH, HEIGHT = 580, 616
 NOTES = (
-    "In training the label of each token is the next one:",
-    "cross entropy with label smoothing, <PAD> left out.",
-    "In decoding they come one by one, on six beams; the",
-    "cache keeps keys and values, the picture's only once.",
+    "In training the label of each token",
+    "is the next one: cross entropy with",
+    "label smoothing, <PAD> left out.",
+    "In decoding they come one by one, on",
+    "six beams; the cache keeps keys and",
+    "values, the picture's only once.",
 )
 
 
@@ -26,7 +29,7 @@ def main(folder: Path = HERE) -> None:
         folder / "captioner.svg", WIDTH, HEIGHT,
         "The captioner: an image encoder, and a caption decoder that looks at its features",
         element("defs", scenes()), encoder(), decoder(),
-        [text(LEFT, 494 + 20 * line, note, "small soft") for line, note in enumerate(NOTES)],
+        [text(LEFT, 504 + 18 * line, note, "small soft") for line, note in enumerate(NOTES)],
     )  # fmt: skip
 
 
@@ -34,17 +37,17 @@ def encoder() -> list[Markup]:
     """The left column: a picture to the features of its patches, the memory."""
     middle = LEFT + LEFT_WIDTH / 2
     return [
-        gridded_picture(middle - 56, 24, 112),
-        text(middle + 70, 76, "images"), text(middle + 70, 96, "(B, 3, 224, 224)", "code soft"),
-        *arrow((middle, 142), (middle, 172)),
+        gridded_picture(middle - 56, 22, 112),
+        *arrow((middle, 138), (middle, 176)),
+        text(middle - 12, 160, "images", "end"), text(middle + 12, 160, "(B, 3, 224, 224)", "code soft"),
         *labelled_box(
-            LEFT + 16, 174, LEFT_WIDTH - 32, 46, "blue", "PatchEmbedding", "projection, + positions"
+            LEFT + 12, 178, LEFT_WIDTH - 24, 46, "blue", "PatchEmbedding", "projection, + positions"
         ),
-        *arrow((middle, 222), (middle, 262)),
-        text(middle + 12, 246, "(B, 196, D)", "code soft"),
-        *stack(LEFT, 264, LEFT_WIDTH, "blue", "TransformerEncoder", 12, ("self-attention", "feed-forward")),
-        *arrow((middle, 410), (middle, 440), (364, 440), (364, 318), (RIGHT + 14, 318)),
-        text(middle + 12, 432, "memory"), text(middle + 12, 460, "(B, 196, D)", "code soft"),
+        *arrow((middle, 226), (middle, 264)),
+        text(middle + 12, 250, "(B, 196, D)", "code soft"),
+        *stack(LEFT, 266, LEFT_WIDTH, "blue", "TransformerEncoder", 12, ("self-attention", "feed-forward")),
+        *arrow((middle, 414), (middle, 444), (BETWEEN, 444), (BETWEEN, 343), (RIGHT + 10, 343)),
+        text(middle + 12, 436, "memory"), text(middle + 12, 464, "(B, 196, D)", "code soft"),
     ]  # fmt: skip
 
 
@@ -53,24 +56,24 @@ def decoder() -> list[Markup]:
     middle = RIGHT + RIGHT_WIDTH / 2
     sublayers = ("masked self-attention", "cross-attention", "feed-forward")
     return [
-        *tokens(24, WORDS[:-1], "grey"),
-        text(RIGHT, 76, "inputs = tokens[:, :-1]", "code soft"),
-        *arrow((middle, 56), (middle, 110)),
-        text(middle + 12, 76, "(B, T)", "code soft"),
+        text(middle, 34, "inputs = tokens[:, :-1]", "code soft middle"),
+        *tokens(46, WORDS[:-1], "grey"),
+        *arrow((middle, 78), (middle, 132)),
+        text(middle + 12, 110, "(B, T)", "code soft"),
         *labelled_box(
-            RIGHT + 16, 112, RIGHT_WIDTH - 32, 46, "orange",
+            RIGHT + 12, 134, RIGHT_WIDTH - 24, 46, "orange",
             "token_embedding", "times the root of D, + positions",
         ),
-        *arrow((middle, 160), (middle, 204)),
-        text(middle + 12, 186, "(B, T, D)", "code soft"),
-        *stack(RIGHT, 206, RIGHT_WIDTH, "orange", "TransformerDecoder", 6, sublayers),
-        *arrow((middle, 410), (middle, 446)),
-        text(middle + 12, 432, "(B, T, D)", "code soft"),
-        *labelled_box(RIGHT + 16, 448, RIGHT_WIDTH - 32, 36, "orange", "to_vocabulary"),
-        *arrow((middle, 486), (middle, 520)),
-        text(middle + 12, 508, "(B, T, V)", "code soft"), text(RIGHT, 508, "logits"),
-        *tokens(522, WORDS[1:], "green"),
-        text(RIGHT, 572, "labels = tokens[:, 1:]", "code soft"),
+        *arrow((middle, 182), (middle, 228)),
+        text(middle + 12, 210, "(B, T, D)", "code soft"),
+        *stack(RIGHT, 230, RIGHT_WIDTH, "orange", "TransformerDecoder", 6, sublayers),
+        *arrow((middle, 434), (middle, 470)),
+        text(middle + 12, 456, "(B, T, D)", "code soft"),
+        *labelled_box(RIGHT + 12, 472, RIGHT_WIDTH - 24, 36, "orange", "to_vocabulary"),
+        *arrow((middle, 510), (middle, 544)),
+        text(middle + 12, 532, "(B, T, V)", "code soft"), text(middle - 12, 532, "logits", "end"),
+        *tokens(546, WORDS[1:], "green"),
+        text(middle, 596, "labels = tokens[:, 1:]", "code soft middle"),
     ]  # fmt: skip
 
 
@@ -83,23 +86,25 @@ def stack(
         element(
             "rect", class_=f"{colour} frame", x=x, y=y, width=width, height=30 + 58 * len(sublayers), rx=8
         ),
-        text(x + 16, y + 22, name, "title"),
-        text(x + width - 16, y + 22, f"× {layers}", "title end"),
+        text(x + 12, y + 22, name, "title"),
+        text(x + width - 12, y + 22, f"× {layers}", "title end"),
     ]
     for number, sublayer in enumerate(sublayers):
         top = y + 34 + 58 * number
         if number:
             shapes += arrow((middle, top - 16), (middle, top - 2))
-        shapes += labelled_box(x + 16, top, width - 32, 40, colour, sublayer)
+        shapes += labelled_box(x + 12, top, width - 24, 40, colour, sublayer)
     return shapes
 
 
 def tokens(y: float, words: tuple[str, ...], colour: str) -> list[Markup]:
-    """A row of tokens."""
-    shapes, width = [], RIGHT_WIDTH / len(words)
-    for number, word in enumerate(words):
-        x = RIGHT + number * width
-        shapes += [box(x + 2, y, width - 4, 30, colour), text(x + width / 2, y + 20, word, "code middle")]
+    """A row of tokens, each as wide as its letters ask for."""
+    shapes, x = [], RIGHT
+    room = (RIGHT_WIDTH - 8 * len("".join(words))) / len(words)
+    for word in words:
+        width = 8 * len(word) + room
+        shapes += [box(x + 1, y, width - 2, 30, colour), text(x + width / 2, y + 20, word, "code middle")]
+        x += width
     return shapes
 
 

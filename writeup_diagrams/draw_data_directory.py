@@ -12,24 +12,27 @@ SECTIONS = (
     ("2", "train the tokenizer", "orange"),
     ("3", "tokenize the captions", "green"),
 )
-# (depth, name, section, what it is, whether that is code)
+# (depth, name, section, what it is); what is code is a tuple of lines, and goes below the name
 ENTRIES = (
-    (0, "data/coco/", None, "another root with --data or COCO_ROOT", False),
-    (1, "train2017/", 0, "118,287 pictures: 000000000009.jpg ...", False),
-    (1, "val2017/", 0, "5,000 pictures", False),
-    (1, "test2017/", 0, "40,670 pictures, without captions", False),
-    (1, "unlabeled2017/", 0, "123,403 pictures, without captions", False),
-    (1, "annotations/", 0, "", False),
-    (2, "captions_train2017.json", 0, '{"images": [{"id": 9, ...}, ...],', True),
-    (2, "captions_val2017.json", 0, ' "annotations": [{"image_id": 9, "caption": "..."}, ...]}', True),
-    (1, "processed/", None, "", False),
-    (2, "tokenizer.json", 1, "5,000 byte pairs, lower case, no accents", False),
-    (2, "{train,val}_tokenized.pt", 2, '[{"caption": [1, 260, ..., 2], "image_id": 9}, ...]', True),
-    (2, "{train,val}_im2capts.pt", 2, '[(9, ["...", "...", "...", "...", "..."]), ...]', True),
-    (2, "{train,val,unlabeled}_image_ids.pt", 2, "[9, 25, 30, ...]", True),
-    (2, "record.json", None, "what is done: a second run ends at once", False),
-)
-LEFT, TOP, ROW, INDENT, NOTES = 28, 86, 31, 26, 392
+    (0, "data/coco/", None, "another root with --data or COCO_ROOT"),
+    (1, "train2017/", 0, "118,287 pictures: 000000000009.jpg ..."),
+    (1, "val2017/", 0, "5,000 pictures"),
+    (1, "test2017/", 0, "40,670 pictures, without captions"),
+    (1, "unlabeled2017/", 0, "123,403 pictures, without captions"),
+    (1, "annotations/", 0, ""),
+    (2, "captions_train2017.json", 0, ""),
+    (
+        2, "captions_val2017.json", 0,
+        ('{"images": [{"id": 9, ...}, ...],', ' "annotations": [{"image_id": 9, "caption": "..."}, ...]}'),
+    ),
+    (1, "processed/", None, ""),
+    (2, "tokenizer.json", 1, "5,000 byte pairs, lower case, no accents"),
+    (2, "{train,val}_tokenized.pt", 2, ('[{"caption": [1, 260, ..., 2], "image_id": 9}, ...]',)),
+    (2, "{train,val}_im2capts.pt", 2, ('[(9, ["...", "...", "...", "...", "..."]), ...]',)),
+    (2, "{train,val,unlabeled}_image_ids.pt", 2, ("[9, 25, 30, ...]",)),
+    (2, "record.json", None, "what is done: a second run ends at once"),
+)  # fmt: skip
+WIDTH, LEFT, TOP, ROW, LINE, INDENT, NOTES = 580, 20, 82, 31, 18, 26, 224
 
 
 def main(folder: Path = HERE) -> None:
@@ -37,22 +40,26 @@ def main(folder: Path = HERE) -> None:
     x = LEFT
     for number, name, colour in SECTIONS:
         shapes += [box(x, 20, 24, 24, colour), text(x + 12, 37, number, "middle"), text(x + 33, 37, name)]
-        x += 33 + 8 * len(name) + 34
-    last = {}  # the row in which each depth's folder stands
-    for row, (depth, name, section, note, is_code) in enumerate(ENTRIES):
-        y, x = TOP + row * ROW, LEFT + depth * INDENT
+        x += 33 + 8 * len(name) + 20
+    y, last = TOP, {}  # where each depth's folder stands
+    for depth, name, section, note in ENTRIES:
+        x = LEFT + depth * INDENT
         last[depth] = y
         if depth:
             branch = f"M{x - 16} {last[depth - 1] + 8} V{y - 5} H{x - 4}"
             shapes.append(element("path", class_="line", d=branch))
         width = 8 * len(name) + 16
         shapes.append(box(x, y - 18, width, 25, SECTIONS[section][2] if section is not None else "grey", 5))
-        shapes += [
-            text(x + 8, y - 1, name, "code"),
-            text(NOTES, y - 1, note, "code soft" if is_code else "soft"),
-        ]
+        shapes.append(text(x + 8, y - 1, name, "code"))
+        if isinstance(note, str):
+            shapes.append(text(NOTES, y - 1, note, "soft"))
+            y += ROW
+        else:
+            lines = enumerate(note, 1)
+            shapes += [text(x + 8, y + 6 + number * LINE, line, "code soft") for number, line in lines]
+            y += ROW + LINE * len(note) + 4
     write(
-        folder / "data_directory.svg", 900, TOP + ROW * (len(ENTRIES) - 1) + 28,
+        folder / "data_directory.svg", WIDTH, y - ROW + 28,
         "The data directory after process_coco.py, coloured by the section that writes each part", *shapes,
     )  # fmt: skip
 

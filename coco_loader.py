@@ -278,6 +278,11 @@ class ImgFirstDataset(CocoDataset):
         self.split, self.paths, self.split_file = split, paths, split_file
         self.transform = transform
 
+    @property
+    def captioned(self) -> int:
+        """How many of the pictures have a caption."""
+        return int((self.captions.offsets.diff() > len("[]")).sum())
+
     def sample(self, index: int, seed: int) -> ReferenceSample:
         image_id = int(self.image_ids[index])
         image = transformed(self.file(self.split, image_id), self.transform, seed)

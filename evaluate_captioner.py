@@ -121,6 +121,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         split_file=split_file,
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
+    require_references(loader.dataset)
     if options.split != "train":
         require_unseen(loader.dataset, state)
     with loader:
@@ -173,6 +174,15 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     print("\n".join(lines(assessment)))
     sys.stdout.flush()
     print(f"\nBLEU-4 {100 * assessment['metrics']['BLEU-4']:.2f}")
+
+
+def require_references(dataset: ImgFirstDataset) -> None:
+    """Raises UsageError, before hours of decoding, if there is no caption by a person to compare with."""
+    if not dataset.captioned:
+        raise UsageError(
+            f"none of the {len(dataset):,} pictures of {dataset.split} that were chosen has a caption, so "
+            "nothing can be scored: see to the caption file, or choose more with -s"
+        )
 
 
 def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from captioner import first_captions, new_captioner, require_captioner
 from coco_loader import CaptionBatch, get_coco_loader, training_pictures
-from evaluate_captioner import caption_split, scored
+from evaluate_captioner import caption_split, require_references, scored
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from paths import chosen
@@ -154,6 +154,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     picture_loader = get_coco_loader(
         "val", transform=captioner.transform, mode="image_first", batch_size=config.eval_batch_size, **common
     )
+    require_references(picture_loader.dataset)
 
     def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return caption_loss(trainer.network, batch, pad_id, config.label_smoothing)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from support.errors import UsageError
 
 HIGHEST_ID = 2**63 - 1  # ids become 64-bit integers
+LONGEST_CAPTION = 10_000  # characters; COCO's have 250 at most, and a word's pieces cost its length squared
 
 
 class Captions(NamedTuple):
@@ -40,6 +41,11 @@ def read_captions(path: Path) -> Captions:
             raise UsageError(f"{path}: annotations[{place}] has a caption that is no text: {caption!r:.40}")
         # JSON can spell half a character (a lone surrogate), which no file can hold: it becomes "?".
         caption = (caption or "").strip().encode(errors="replace").decode()
+        if len(caption) > LONGEST_CAPTION:
+            raise UsageError(
+                f"{path}: annotations[{place}] has a caption of {len(caption):,} characters, and "
+                f"{LONGEST_CAPTION:,} are the most: shorten it"
+            )
         if caption:
             captions.append((image_id, caption))
         else:

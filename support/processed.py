@@ -46,7 +46,8 @@ def load_processed(
     if type(processed) is not list:
         raise UsageError(f"{path} holds no list: remove the file and {remedy}")
     if not processed:
-        raise UsageError(f"{path} is empty: {remedy} on a data set that has {split} pictures")
+        things = "captions of its pictures" if what == "tokenized" else "pictures"
+        raise UsageError(f"{path} is empty: {remedy} on a data set whose {split} split has {things}")
     for number, entry in enumerate(processed):
         if not is_sound(entry):
             raise UsageError(f"{path}: entry {number:,} is not {expected}: remove the file and {remedy}")

@@ -38,6 +38,7 @@ class Setting:
     quick: bool = False  # tiny models: whether everything runs, not how fast
     original: Path | None = None  # checkout of the original; None leaves it out
     transformers: bool = False  # whether that library is there to be measured
+    pictures: Path | None = None  # a folder of photographs; None leaves their loading out
 
     @property
     def on_gpu(self) -> bool:

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py --original ../image_captioning     everything; `make bench` does the same
     python benchmarks/run.py --only decoding                    one subject; the file keeps the others
+    python benchmarks/run.py --only loading --pictures DIR      photographs, if COCO's are not there
     python benchmarks/run.py --curves                           ours alone: cost against batch, length, beams
     python benchmarks/run.py --quick                            toys: does everything run?
 
@@ -22,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import decoding, ranks, training
+from benchmarks import decoding, loading, ranks, training
 from benchmarks.measuring import Row, Setting, table
 from benchmarks.peers import huggingface
+from paths import paths
 from support import command_line, devices
 from support.errors import UsageError
 from support.files import read_json, write_json
 
-SUBJECTS = {"training": training, "decoding": decoding, "ranks": ranks}
+SUBJECTS = {"training": training, "decoding": decoding, "loading": loading, "ranks": ranks}
 PACKAGES = ("torch", "torchvision", "transformers", "transformer_components_michaelkosmider")
 DEFAULT_OUT = Path("results/benchmarks.json")
 
@@ -37,6 +39,9 @@ DEFAULT_OUT = Path("results/benchmarks.json")
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description="Measure ours beside its peers.")
     parser.add_argument("--original", type=Path, metavar="DIR", help="a checkout of the original")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="photographs to load (default: COCO's train2017)"
+    )
     parser.add_argument("--only", choices=SUBJECTS, help="this subject alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="this device alone")
     parser.add_argument("--curves", action="store_true", help="the curves instead of the table")
@@ -44,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=command_line.positive_int, default=5, help="rounds (default: 5)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help=f"JSON file (default: {DEFAULT_OUT})")
     options = parser.parse_args(arguments)
+    if options.pictures is None and paths["train_images"].is_dir():
+        options.pictures = paths["train_images"]
     devices.set_fast_float32()
     notes = missing(options)
     rows: list[Row] = []
@@ -74,6 +81,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
             options.quick,
             options.original,
             huggingface.is_installed(),
+            options.pictures,
         )
         for device in chosen
     ]
@@ -86,6 +94,12 @@ def missing(options: argparse.Namespace) -> list[str]:
         notes.append("the original is left out: name a checkout of it with --original DIR")
     elif not (options.original / "image_captioner.py").is_file():
         raise UsageError(f"--original {options.original}: it holds no image_captioner.py; name a checkout")
+    if options.pictures is None:
+        notes.append("the loading of pictures is left out: name a folder of photographs with --pictures DIR")
+    elif not any(options.pictures.glob("*.jpg")):
+        raise UsageError(
+            f"--pictures {options.pictures}: it holds no .jpg files; name a folder of photographs"
+        )
     if not huggingface.is_installed():
         notes.append("transformers is left out: pip install -r requirements-bench.txt")
     if not torch.cuda.is_available():

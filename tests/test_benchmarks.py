@@ -5,10 +5,14 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import decoding, floor, measuring, ranks, run, sizes, training
+import coco_loader
+from benchmarks import decoding, floor, loading, measuring, ranks, run, sizes, training
 from benchmarks.measuring import Contestant, Setting, compare, table
+from image_transforms import load_image
+from paths import locations
 
 CPU = Setting(torch.device("cpu"), torch.float32, repeats=3)
 
@@ -118,6 +122,44 @@ def test_the_ratio_of_ranks_says_how_much_faster_two_are(monkeypatch):
     monkeypatch.setattr(measuring, "peak_flops", lambda setting: 1e9)
     two, one = ranks.rows(QUICK)
     assert (two.rate, one.rate, one.ratio) == (ranks.IMAGES / 2.5, ranks.IMAGES / 2.0, pytest.approx(0.8))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(3):
+        Image.effect_noise((400, 300), 50).save(folder / f"{number}.jpg")
+    return folder
+
+
+def test_loading_is_measured_from_originals_and_from_copies(tmp_path, photographs, monkeypatch, capsys):
+    """Two untimed epochs and a timed one of three pictures, of each kind."""
+    read = []
+    monkeypatch.setattr(coco_loader, "load_image", lambda path: read.append(size(path)) or load_image(path))
+    monkeypatch.setattr(loading, "numbers_of_workers", lambda: [0])
+    options = ["--quick", "--device", "cpu", "--repeats", "1", "--only", "loading"]
+    options += ["--pictures", str(photographs), "--out", str(tmp_path / "x.json")]
+    for curves in ([], ["--curves"]):
+        read.clear()
+        run.main([*options, *curves])
+        assert read == [(400, 300)] * 9 + [(341, 256)] * 9
+    assert capsys.readouterr().out.count("ours  ") == 4
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_without_photographs_loading_is_left_out_and_a_folder_without_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "paths", locations(tmp_path / "nowhere"))
+    with pytest.raises(run.UsageError, match=r"no \.jpg files"):
+        run.main(["--pictures", str(tmp_path), "--out", str(tmp_path / "x.json")])
+    run.main(["--quick", "--device", "cpu", "--only", "loading", "--out", str(tmp_path / "x.json")])
+    assert "name a folder of photographs with --pictures" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_checkout_of_the_original_is_refused(tmp_path):

@@ -8,7 +8,7 @@ its parts: the same operations in the same order.  What differs from its scripts
 
 - The precision is that of the table.  Its scripts ask for autocast without naming a type, which on a CPU is
   bfloat16 and many times slower.
-- Pictures lie ready on the device.
+- Pictures lie ready on the device; only `loader` reads files.
 - It generates in evaluation mode and without gradients; its own call does neither, and then keeps a graph of
   60 steps.
 
@@ -18,12 +18,13 @@ seen; that is wrong but costs the same, and so it stays.
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from benchmarks import sizes
 from benchmarks.measuring import Contestant, Setting
@@ -130,6 +131,22 @@ def beam_search(
         return run
 
     return Contestant(NAME, build, "in evaluation mode and without gradients, which its own call lacks")
+
+
+def loader(setting: Setting, paths: Mapping[str, Path], batch_size: int) -> Contestant:
+    """An epoch of its first stage's loader, by its own data set and transform."""
+
+    def build() -> Callable[[], object]:
+        transform = load(setting.original, "image_transforms").encoder_image_transform_index["train"]
+        data_set = load(setting.original, "coco_loader").ImageOnlyDataset
+        pictures = data_set(paths["train_images"], paths["train_image_ids"], transform)
+        batches = DataLoader(pictures, batch_size, shuffle=True)
+        return lambda: [None for _ in batches]
+
+    note = (
+        "COCO's own files, by Pillow, bicubic; it also normalises its batches, which ours does on the device"
+    )
+    return Contestant(NAME, build, note)
 
 
 def _captioner(setting: Setting, config: CaptionerConfig, mae: MaeConfig) -> nn.Module:

@@ -4,7 +4,6 @@ python writeup_diagrams/draw_sample_captions.py      after `make sample`; writes
 """
 
 import sys
-import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -15,10 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from captioner import captioner_from_state
 from paths import locations
 from support import checkpoints
+from support.attention_sheet import wrapped
 
 HERE = Path(__file__).resolve().parent
 COLUMNS, ROWS = 3, 2  # pictures in order of their ids: none is chosen
-WIDTH, HEIGHT, TEXT_HEIGHT, GAP = 320, 240, 64, 16  # pixels of a cell and between cells
+WIDTH, HEIGHT, GAP = 320, 240, 16  # pixels of a cell, without its caption, and between cells
+LETTERS, LINE = 22, 27  # pixels: on a phone, which shows the sheet at a third of its size, still 7.7
 
 
 def main() -> None:
@@ -26,22 +27,21 @@ def main() -> None:
     _, state = checkpoints.load_named(paths["captioner_checkpoints"], "last", "captioner")
     pictures = [Image.open(path) for path in sorted(paths["val_images"].iterdir())[: COLUMNS * ROWS]]
     captions = captioner_from_state(state, torch.device("cpu")).caption(pictures)
-    sheet = Image.new(
-        "RGB", (COLUMNS * (WIDTH + GAP) + GAP, ROWS * (HEIGHT + TEXT_HEIGHT + GAP) + GAP), "white"
-    )
+    captions = [wrapped(caption, WIDTH, LETTERS) for caption in captions]
+    cell_height = HEIGHT + GAP + LINE * max(1 + caption.count("\n") for caption in captions)
+    sheet = Image.new("RGB", (COLUMNS * (WIDTH + GAP) + GAP, ROWS * (cell_height + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(17)
+    font = ImageFont.load_default(LETTERS)
     for number, (picture, caption) in enumerate(zip(pictures, captions)):
         row, column = divmod(number, COLUMNS)
-        left, top = GAP + column * (WIDTH + GAP), GAP + row * (HEIGHT + TEXT_HEIGHT + GAP)
+        left, top = GAP + column * (WIDTH + GAP), GAP + row * (cell_height + GAP)
         picture = picture.resize(
             [round(side * HEIGHT / picture.height) for side in picture.size], Image.LANCZOS
         )
         sheet.paste(picture, (left + (WIDTH - picture.width) // 2, top))
-        text = textwrap.fill(caption, 38)
         middle = (left + WIDTH // 2, top + HEIGHT + 10)
         draw.multiline_text(
-            middle, text, fill=(40, 40, 40), font=font, anchor="ma", align="center", spacing=5
+            middle, caption, fill=(40, 40, 40), font=font, anchor="ma", align="center", spacing=5
         )
     sheet.save(HERE / "sample_captions.png", optimize=True)
 

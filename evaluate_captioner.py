@@ -33,7 +33,8 @@ from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score
 from support.processed import load_processed, load_split, open_split_file
-from support.split_file import SPLITS, same_split, split_name, trained_on
+from support.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
+from transformer_components import BeamSearchOptions
 
 BATCH_SIZE = 64  # pictures decoded at once
 EXAMPLES = 6  # captions printed
@@ -104,15 +105,14 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     paths = chosen(options)
     if options.split == "test" and options.split_file is None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
+    if options.encoder and not options.report:
+        raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
     split_file = open_split_file(options.split_file, paths)
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     require_captioner(path, state)
     results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
-    require_place(results)
-    if options.encoder and not options.report:
-        raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
-    if options.report:
-        require_place(options.report)
+    for file in filter(None, (results, options.report)):
+        require_place(file)  # now, not after an hour of beam search
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, options.beams)
     loader = get_coco_loader(
@@ -129,51 +129,78 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     if not distributed.is_main():
         return
 
+    references, captions, _ = captioned
     train = [text for _, texts in load_split(paths, "train", "im2capts", split_file) for text in texts]
     assessment = assess(*captioned, train)
-    which = f"{options.split}2017"
-    if split_file:
-        which = f"{options.split} of {split_file.name} sha256 {split_file.sha256[:12]}"
-    which += "" if options.subset == 1 else f" -s {options.subset:g}"
-    beams = f"beams={captioner.options.num_beams} alpha={captioner.options.length_alpha:g}"
-    model = f"checkpoint {path.name} sha256 {checkpoints.digest(path)[:12]}"
-    signature = f"coco-ptb | n={assessment['scored_images']} | {which} | {beams} | {model}"
-    facts = {
-        "signature": signature, "checkpoint": str(path), "split": which,
-        "num_beams": captioner.options.num_beams, "length_alpha": captioner.options.length_alpha,
-    }  # fmt: skip
-    metrics = results.with_name(f"{results.stem}_metrics.json")
-    captions = captioned.captions
+    which = pictures_in_words(options, split_file)
+    assessment = provenance(path, which, captioner.options, assessment["scored_images"]) | assessment
+
+    written = [results, results.with_name(f"{results.stem}_metrics.json")]
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
-    write_json(metrics, facts | assessment)
-    written = [results, metrics]
-    if options.split == "val" and options.subset == 1 and (measured := assessment["calibration"]):
-        points = Calibration(measured["scores"], measured["confidences"])
-        try:
-            calibration.save(calibration_path(path), points, calibrated_for(path, captioner.options))
-            written.append(calibration_path(path))
-        except OSError as error:  # a folder of somebody else's, say: the figures stand all the same
-            print(f"note: caption.py will show no confidence: {error}", file=sys.stderr)
+    write_json(written[-1], assessment)
+    if options.split == "val" and options.subset == 1:
+        written += save_calibration(path, captioner.options, assessment["calibration"])
     if options.report:
-        written.append(options.report)
         place = partial(loader.dataset.file, options.split)
-        write_report(
-            options.report,
-            captioner,
-            state,
-            encoder,
-            place,
-            captioned.references,
-            captions,
-            facts | assessment,
-        )
+        write_report(options.report, captioner, state, encoder, place, references, captions, assessment)
+        written.append(options.report)
 
     for image_id, text in list(captions.items())[:EXAMPLES]:
         print(f"{image_name(image_id)}: {text}")
-    print(f"\nwritten: {', '.join(map(str, written))}\n\n{signature}\n")
+    print(f"\nwritten: {', '.join(map(str, written))}\n\n{assessment['signature']}\n")
     print("\n".join(lines(assessment)))
     sys.stdout.flush()
     print(f"\nBLEU-4 {100 * assessment['metrics']['BLEU-4']:.2f}")
+
+
+def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None) -> str:
+    """Which pictures are scored, in words that leave no doubt."""
+    which = f"{options.split}2017"
+    if split_file:
+        which = f"{options.split} of {split_file.name} sha256 {split_file.sha256[:12]}"
+    return which if options.subset == 1 else f"{which} -s {options.subset:g}"
+
+
+def provenance(checkpoint: Path, which: str, search: BeamSearchOptions, scored_images: int) -> dict[str, Any]:
+    """What figures are of: without it nobody can compare them.
+
+    Args:
+        checkpoint: the captioner's.
+        which: the pictures, in words.
+        search: how captions were searched for.
+        scored_images: number of pictures that have references.
+    """
+    beams = f"beams={search.num_beams} alpha={search.length_alpha:g}"
+    model = f"checkpoint {checkpoint.name} sha256 {checkpoints.digest(checkpoint)[:12]}"
+    return {
+        "signature": f"coco-ptb | n={scored_images} | {which} | {beams} | {model}",
+        "checkpoint": str(checkpoint),
+        "split": which,
+        "num_beams": search.num_beams,
+        "length_alpha": search.length_alpha,
+    }
+
+
+def save_calibration(
+    checkpoint: Path, search: BeamSearchOptions, measured: dict[str, Any] | None
+) -> list[Path]:
+    """Writes for caption.py how sure the captioner may be; the file written, if there is one.
+
+    Args:
+        checkpoint: the captioner's, beside which the file goes.
+        search: how captions were searched for; for another search the calibration does not hold.
+        measured: of the assessment; None where there were too few pictures.
+    """
+    if measured is None:
+        return []
+    path = calibration_path(checkpoint)
+    points = Calibration(measured["scores"], measured["confidences"])
+    try:
+        calibration.save(path, points, calibrated_for(checkpoint, search))
+    except OSError as error:  # a folder of somebody else's, say: the figures stand all the same
+        print(f"note: caption.py will show no confidence: {error}", file=sys.stderr)
+        return []
+    return [path]
 
 
 def require_references(dataset: ImgFirstDataset) -> None:

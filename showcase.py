@@ -209,18 +209,18 @@ def write_report(
         assessment: what the metrics JSON holds.
     """
     stages = ({"encoder": encoder} if encoder else {}) | {"captioner": state}
-    rows = []
+    reconstructions = []
     if encoder:
         reconstructor = reconstructor_from_state(encoder, captioner.device)
         pictures = [
             reconstructor.transform(load_image(place(i))) for i in sorted(references)[:SHOWN_PICTURES]
         ]
         views = reconstructor.reconstruct(torch.stack(pictures))[:4]
-        rows = [[to_pil_image(view[row]) for view in views] for row in range(len(pictures))]
+        reconstructions = [[to_pil_image(view) for view in of_one] for of_one in zip(*views)]
     html = page(
         assessment,
         {stage: contents["progress"]["history"] for stage, contents in stages.items()},
-        rows,
+        reconstructions,
         examples(captioner, place, references, captions),
         {stage: contents["config"] for stage, contents in stages.items()},
     )

@@ -5,7 +5,7 @@ figures in the dict are fractions; the lines print them times 100.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from support.calibration import calibrate, calibration_error, chance_error, foretold, reliability
@@ -39,6 +39,10 @@ def assess(
         scores: for the same ids, the mean log-probability of the caption's tokens.
         train: all captions of the training split.
 
+    Returns:
+        By metric, as fractions: "metrics", "intervals" (of 95 %, two bounds), and the figures of a constant
+        caption and of people.  Besides counts of pictures, how varied the captions are, and "calibration".
+
     Raises:
         UsageError: no picture has references.
     """
@@ -57,11 +61,11 @@ def assess(
         "human_metrics": score(others, people) if people else None,
         "human_images": len(people),
         "captions": asdict(counts) | {"collapsed": counts.collapsed},
-        "calibration": confidence(statistics, scores),
+        "calibration": _confidence(statistics, scores),
     }
 
 
-def confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dict[str, Any] | None:
+def _confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dict[str, Any] | None:
     """The map from a caption's score to the share of its words that people confirm, and what it is worth."""
     shares = (statistics.matches[:, 0] / statistics.candidates[:, 0].clamp(min=1)).tolist()
     ordered = [scores[image_id] for image_id in statistics.image_ids]
@@ -71,17 +75,22 @@ def confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dict
     bins = reliability(ordered, confidences, shares)
     return {
         **asdict(calibration),
-        "reliability": [asdict(bin) for bin in bins],
+        "reliability": [asdict(row) for row in bins],
         "error": calibration_error(bins),
         "chance_error": chance_error(bins),
     }
 
 
+def varied(assessment: Mapping[str, Any]) -> CaptionStatistics:
+    """How varied the captions of an assessment are."""
+    counts = assessment["captions"]
+    return CaptionStatistics(**{field.name: counts[field.name] for field in fields(CaptionStatistics)})
+
+
 def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
     """The assessment as a page of text."""
     yield from _figures(assessment)
-    counts = {key: value for key, value in assessment["captions"].items() if key != "collapsed"}
-    statistics = CaptionStatistics(**counts)
+    statistics = varied(assessment)
     yield ""
     yield (
         f"{statistics.captions:,} captions: {statistics.distinct:,} distinct, {statistics.words:,} different "

@@ -29,6 +29,9 @@ LABEL = 34  # height of the line above it, with the word
 GAP = 16  # between two cells
 MARGIN = 24  # around all
 LINE = 3  # width of the outline; less around patches that are small
+CAPTION, LEADING = 34, 46  # letters of the caption, and from one of its lines to the next
+WORD = 24  # letters of a word above its picture, smaller where it is long
+NOTE = 18  # letters of its share, and of the legend
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
 PICTURE_SIDE = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
 
@@ -55,26 +58,25 @@ def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tens
     Returns:
         RGB, `WIDTH` pixels wide and as high as the words need.
     """
-    caption = wrapped(" ".join(words), WIDTH - 2 * MARGIN, size=34)
-    top = MARGIN + 46 * (caption.count("\n") + 1) + GAP
+    caption = wrapped(" ".join(words), WIDTH - 2 * MARGIN, CAPTION)
+    top = MARGIN + LEADING * (caption.count("\n") + 1) + GAP
     cells = [cell for cell, _ in zip(free_cells(), words)]
     rows = max([PICTURE_CELLS, *(row + 1 for row, _ in cells)])
     sheet = Image.new("RGB", (WIDTH, top + rows * (LABEL + TILE + GAP) + LABEL + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((MARGIN, MARGIN), caption, fill=INK, font=ImageFont.load_default(34), spacing=12)
-    draw.text(
-        (MARGIN, sheet.height - MARGIN), LEGEND, fill=PALE_INK, font=ImageFont.load_default(18), anchor="ls"
-    )
+    font, note = ImageFont.load_default(CAPTION), ImageFont.load_default(NOTE)
+    draw.multiline_text((MARGIN, MARGIN), caption, INK, font, spacing=LEADING - CAPTION)
+    draw.text((MARGIN, sheet.height - MARGIN), LEGEND, PALE_INK, note, anchor="ls")
 
     large = picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     sheet.paste(framed(large), (MARGIN, top + LABEL))
     small = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
     for (row, column), word, weights in zip(cells, words, maps):
         x, y = MARGIN + column * (TILE + GAP), top + row * (LABEL + TILE + GAP)
-        font = fitting_font(word, TILE - 50, size=24)
-        draw.text((x, y + LABEL - 9), word, fill=INK, font=font, anchor="ls")
         share = f"{100 * fewest_with(weights, HALF).double().mean():.0f} %"
-        draw.text((x + TILE, y + LABEL - 9), share, PALE_INK, ImageFont.load_default(18), anchor="rs")
+        font = fitting_font(word, TILE - 50, WORD)  # 50 pixels are for the share
+        draw.text((x, y + LABEL - 9), word, INK, font, anchor="ls")
+        draw.text((x + TILE, y + LABEL - 9), share, PALE_INK, note, anchor="rs")
         sheet.paste(framed(spotlight(small, weights)), (x, y + LABEL))
     return sheet
 
@@ -93,7 +95,8 @@ def spotlight(picture: Image.Image, weights: torch.Tensor) -> Image.Image:
     seen = Image.composite(picture, Image.new("RGB", picture.size, PAPER), enlarged(opacity, picture.size))
     shape = enlarged(kept, picture.size)
     line = min(LINE, 1 + picture.width // kept.shape[1] // 16)
-    inside = ImageOps.expand(shape, line).filter(ImageFilter.MinFilter(2 * line + 1))
+    framed_by_nothing = ImageOps.expand(shape, line)  # or the picture's own edge would have no outline
+    inside = framed_by_nothing.filter(ImageFilter.MinFilter(2 * line + 1))
     seen.paste(RED, mask=ImageChops.subtract(shape, ImageOps.crop(inside, line)))
     return seen
 

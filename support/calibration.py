@@ -129,12 +129,12 @@ def reliability(scores: Sequence[float], confidences: Sequence[float], shares: S
 
 def calibration_error(bins: Sequence[Bin]) -> float:
     """How far confidence and outcome lie apart in a bin, on average over captions (Guo et al. 2017)."""
-    return fmean((abs(bin.confidence - bin.confirmed) for bin in bins), [bin.captions for bin in bins])
+    return fmean((abs(row.confidence - row.confirmed) for row in bins), [row.captions for row in bins])
 
 
 def chance_error(bins: Sequence[Bin]) -> float:
     """What `calibration_error` would be, on average, were the confidence exact: less cannot be measured."""
-    return fmean((bin.chance for bin in bins), [bin.captions for bin in bins])
+    return fmean((row.chance for row in bins), [row.captions for row in bins])
 
 
 def _runs(rows: list[Row]) -> list[list[Row]]:

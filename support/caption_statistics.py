@@ -5,7 +5,7 @@ And the two that every figure wants beside it: a caption that says the same of e
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from support.ptb_tokenizer import ptb_tokenize
@@ -55,7 +55,7 @@ def caption_statistics(captions: Collection[str], train: Iterable[str] = ()) -> 
     keys = [same_words(caption) for caption in captions]
     counts = Counter(keys)
     known = counts.keys() & {same_words(caption) for caption in train}
-    most = max(counts, key=lambda key: (counts[key], key), default="")
+    most = max(counts, key=lambda key: (counts[key], key), default="")  # in whatever order they come
     return CaptionStatistics(
         captions=len(keys),
         distinct=len(counts),
@@ -97,8 +97,11 @@ def runs_of_four(words: str) -> list[tuple[str, ...]]:
     return list(zip(*(split[start:] for start in range(4))))
 
 
-def human_captions(references: dict[int, list[str]]) -> tuple[dict[int, list[str]], dict[int, str]]:
+def human_captions(references: Mapping[int, list[str]]) -> tuple[dict[int, list[str]], dict[int, str]]:
     """A person's captions to score: the first of each picture that has two or more, against its others.
+
+    Args:
+        references: for each image id, what people wrote.
 
     Returns:
         The references that are left, and the captions.

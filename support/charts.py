@@ -12,12 +12,21 @@ Points = Sequence[tuple[int, float]]  # epoch, value
 
 
 def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
-    """One or two lines over epochs, from zero up; a value that is not finite is left out."""
+    """One or two lines over epochs, from zero up.
+
+    Args:
+        title: what the values are.
+        series: by the line's name its points, (epoch, value); a value that is not finite is left out.
+
+    Returns:
+        A `figure`, as wide as the page lets it be; its colours are the page's, by the classes `s0`, `d0`, ...
+    """
     lines = {name: [(x, y) for x, y in points if _drawable(y)] for name, points in series.items()}
     values = [y for points in lines.values() for _, y in points]
     epochs = [x for points in lines.values() for x, _ in points] or [1]
-    step = nice_step(max(values, default=1.0) or 1.0)
-    top = step * math.ceil((max(values, default=1.0) or 1.0) / step)
+    greatest = max(values, default=0.0) or 1.0  # an axis there is, also without values above zero
+    step = nice_step(greatest)
+    top = step * math.ceil(greatest / step)
     first, last = min(epochs), max(epochs)
 
     def place(x: float, y: float) -> tuple[float, float]:

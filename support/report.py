@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from support.assessment import varied
 from support.attention_sheet import spotlight
 from support.charts import line_chart
 from support.markup import Markup, element, joined
@@ -22,46 +23,77 @@ EXPLANATION = (
     "the fewest patches that hold half of its attention, outlined."
 )
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #59636e; --edge: #d8dee4;
-  --card: #f6f8fa; --first: #2f6fb7; --second: #c2620e }
-@media (prefers-color-scheme: dark) { :root { --paper: #0f141a; --ink: #e6edf3; --soft: #9aa5b1;
-  --edge: #323a44; --card: #171d25; --first: #6cb0f5; --second: #f0a050 } }
+:root {
+  color-scheme: light dark;
+  --paper: #fff; --ink: #1f2328; --soft: #59636e; --edge: #d8dee4; --card: #f6f8fa;
+  --first: #2f6fb7; --second: #c2620e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #0f141a; --ink: #e6edf3; --soft: #9aa5b1; --edge: #323a44; --card: #171d25;
+    --first: #6cb0f5; --second: #f0a050;
+  }
+}
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; background: var(--paper);
-  color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", Arial, sans-serif }
-h1 { font-size: 28px; margin: 8px 0 4px } h2 { font-size: 21px; margin: 44px 0 10px }
-  h3 { margin: 24px 0 8px }
-p { margin: 6px 0 12px } .soft { color: var(--soft) }
-  code, pre { font-family: ui-monospace, Menlo, monospace }
+body {
+  margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px;
+  background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", Arial, sans-serif;
+}
+h1 { font-size: 28px; margin: 8px 0 4px }
+h2 { font-size: 21px; margin: 44px 0 10px }
+h3 { margin: 24px 0 8px }
+p { margin: 6px 0 12px }
+code, pre { font-family: ui-monospace, Menlo, monospace }
+pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: auto; font-size: 13px }
+summary { cursor: pointer }
+figure { margin: 0 }
+figcaption { font-size: 14px; color: var(--soft) }
+img { display: block; border-radius: 4px }
+.soft { color: var(--soft) }
 .signature { font-size: 13px; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: 5px 16px 5px 0; text-align: right; border-bottom: 1px solid var(--edge);
-  white-space: nowrap }
-th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500 }
+
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td {
+  padding: 5px 16px 5px 0; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--edge);
+}
+th:first-child, td:first-child { text-align: left }
+th { color: var(--soft); font-weight: 500 }
+
 .charts { display: grid; gap: 20px; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)) }
-figure { margin: 0 } figcaption { font-size: 14px; color: var(--soft) }
-img { display: block; border-radius: 4px } .views { display: grid; gap: 8px;
-  grid-template-columns: repeat(4, 1fr) }
-.views img { width: 100%; image-rendering: auto } .views { max-width: 760px; font-size: 14px }
-.card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 16px;
-  margin: 14px 0;
-  display: grid; gap: 18px; grid-template-columns: 260px minmax(0, 1fr) }
-.card > div > img { width: 100% } .caption { font-size: 18px; font-weight: 600; margin: 0 0 6px }
+svg text { fill: var(--soft); font-size: 12px }
+svg .title { fill: var(--ink); font-size: 14px; font-weight: 600 }
+svg .grid { stroke: var(--edge) }
+svg .line { fill: none; stroke-width: 2 }
+svg .s0 { stroke: var(--first) }
+svg .s1 { stroke: var(--second); stroke-dasharray: 5 4 }
+svg .d0 { fill: var(--first) }
+svg .d1 { fill: var(--second) }
+
+.views { display: grid; gap: 8px; grid-template-columns: repeat(4, 1fr); max-width: 760px; font-size: 14px }
+.views img { width: 100% }
+
+.card {
+  display: grid; gap: 18px; grid-template-columns: 260px minmax(0, 1fr);
+  margin: 14px 0; padding: 16px;
+  background: var(--card); border: 1px solid var(--edge); border-radius: 10px;
+}
+.card > div > img { width: 100% }
 .card ul { margin: 4px 0 12px; padding-left: 20px; font-size: 14px; color: var(--soft) }
-.words { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr));
-  font-size: 13px }
-.words img { width: 100% } pre { background: var(--card); padding: 12px; border-radius: 8px;
-  overflow-x: auto;
-  font-size: 13px } summary { cursor: pointer }
-svg text { fill: var(--soft); font-size: 12px } svg .title { fill: var(--ink); font-size: 14px;
-  font-weight: 600 }
-svg .grid { stroke: var(--edge) } svg .line { fill: none; stroke-width: 2 }
-svg .s0 { stroke: var(--first) } svg .s1 { stroke: var(--second); stroke-dasharray: 5 4 }
-svg .d0 { fill: var(--first) } svg .d1 { fill: var(--second) }
-@media (max-width: 640px) { th, td { padding-right: 9px; font-size: 13px }
+.caption { font-size: 18px; font-weight: 600; margin: 0 0 6px }
+.words {
+  display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr));
+  font-size: 13px;
+}
+.words img { width: 100% }
+
+@media (max-width: 640px) {
+  body { padding: 14px 14px 40px }
+  th, td { padding-right: 9px; font-size: 13px }
   .card { grid-template-columns: minmax(0, 1fr) }
-  body { padding: 14px 14px 40px } }
+}
 """
 
 
@@ -110,15 +142,15 @@ def _metrics(assessment: Mapping[str, Any]) -> Markup:
     for metric, value in assessment["metrics"].items():
         low, high = assessment["intervals"][metric]
         constant = assessment["constant_caption_metrics"][metric]
-        cells = [metric, _hundred(value), f"{_hundred(low)} – {_hundred(high)}", _hundred(constant)]
-        cells.append(_hundred(human[metric]) if human else "–")
+        cells = [metric, _times_100(value), f"{_times_100(low)} – {_times_100(high)}", _times_100(constant)]
+        cells.append(_times_100(human[metric]) if human else "–")
         rows.append(element("tr", [element("td", cell) for cell in cells]))
-    counts = assessment["captions"]
+    statistics = varied(assessment)
     told = (
-        f"{assessment['images']:,} pictures, {counts['distinct']:,} distinct captions, {counts['words']:,} "
-        f"different words; {counts['in_train']:,} captions stand word for word in train."
+        f"{assessment['images']:,} pictures, {statistics.distinct:,} distinct captions, {statistics.words:,} "
+        f"different words; {statistics.in_train:,} captions stand word for word in train."
     )
-    warning = "COLLAPSED: very few distinct captions." if counts["collapsed"] else None
+    warning = statistics.warning() if statistics.collapsed else None
     return joined(
         element("div", element("table", rows), class_="scroll"),
         element("p", told, class_="soft"),
@@ -160,7 +192,7 @@ def _card(example: Any) -> Markup:
         element("figure", picture(spotlight(small, weights), word), element("figcaption", word))
         for word, weights in zip(*example.attention)
     ]
-    figures = ", ".join(f"{name} {_hundred(example.figures[name])}" for name in ("CIDEr", "BLEU-4"))
+    figures = ", ".join(f"{name} {_times_100(example.figures[name])}" for name in ("CIDEr", "BLEU-4"))
     left = element("div", picture(example.picture, example.caption))
     right = element(
         "div", element("p", example.caption, class_="caption"),
@@ -184,5 +216,5 @@ def picture(image: Image.Image, alt: str) -> Markup:
     return element("img", src=f"data:image/jpeg;base64,{data}", alt=alt)
 
 
-def _hundred(value: float) -> str:
+def _times_100(value: float) -> str:
     return f"{100 * value:.2f}"

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 import evaluate_captioner
+from support.assessment import assess, lines
 from support.charts import line_chart, nice_step
+from support.report import page
 from tests.training_cases import train_captions, train_mae, write_config
 
 
@@ -62,9 +64,9 @@ def run(make_tiny_coco, tmp_path):
 def test_the_report_stands_alone_and_shows_the_figures_of_the_json(run, tmp_path):
     encoder = str(tmp_path / "out" / "encoder" / "checkpoint1.pt")
     text = run("--encoder", encoder)
-    page = Page(text)
-    assert not page.open
-    pictures = [value for name, value in page.attributes if name == "src"]
+    shown = Page(text)
+    assert not shown.open
+    pictures = [value for name, value in shown.attributes if name == "src"]
     for source in pictures:
         kind, data = source.split(",")
         assert kind == "data:image/jpeg;base64"
@@ -72,7 +74,7 @@ def test_the_report_stands_alone_and_shows_the_figures_of_the_json(run, tmp_path
     assert len(pictures) > 4 * 4  # the reconstructions, and the examples
     assert not re.findall(r"https?://|<script|<link|url\(|@import", re.sub(r"base64,[^\"]*", "", text))
 
-    words = " ".join(page.text)
+    words = " ".join(shown.text)
     metrics = json.loads((tmp_path / "results_metrics.json").read_text())
     for metric, value in metrics["metrics"].items():
         low, high = metrics["intervals"][metric]
@@ -81,9 +83,9 @@ def test_the_report_stands_alone_and_shows_the_figures_of_the_json(run, tmp_path
         assert row in words
     assert metrics["signature"] in words
     captions = {entry["caption"] for entry in json.loads((tmp_path / "results.json").read_text())}
-    assert captions & set(page.text)
+    assert captions & set(shown.text)
     for heading in ("Reconstructions", "encoder: loss", "captioner: loss", "captioner: BLEU-4 on val"):
-        assert heading in page.text
+        assert heading in shown.text
 
 
 def test_without_an_encoder_the_report_leaves_its_part_out(run):
@@ -107,3 +109,11 @@ def test_a_chart_draws_its_points_where_they_belong():
 @pytest.mark.parametrize("greatest", [0.0031, 0.2, 1, 1.28, 4.99, 5, 67.9, 5000])
 def test_a_chart_has_three_to_six_ticks(greatest):
     assert 2 <= greatest / nice_step(greatest) <= 5.0001
+
+
+def test_a_collapsed_model_is_called_that_in_the_report_as_on_the_terminal():
+    references = {number: ["a dog runs"] for number in range(30)}
+    found = assess(references, dict.fromkeys(references, "a man"), dict.fromkeys(references, -1.0), ["a man"])
+    text = page(found | {"split": "val2017", "signature": "s"}, {}, [], {}, {})
+    (warning,) = (line for line in lines(found) if line.startswith("WARNING"))
+    assert warning in " ".join(Page(text).text)

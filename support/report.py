@@ -91,7 +91,8 @@ svg .d1 { fill: var(--second) }
 
 @media (max-width: 640px) {
   body { padding: 14px 14px 40px }
-  th, td { padding-right: 9px; font-size: 13px }
+  th, td { padding-right: 7px; font-size: 13px }
+  th { white-space: normal; vertical-align: bottom }
   .card { grid-template-columns: minmax(0, 1fr) }
 }
 """

@@ -46,10 +46,11 @@ class Captioner:
     transform: EvaluationTransform
     options: BeamSearchOptions
     device: torch.device
-    precision: torch.dtype
+    precision: torch.dtype  # of matrix products, under autocast; the weights stay float32
 
     @property
     def pad_id(self) -> int:
+        """The token that fills captions up to the longest of a batch."""
         return self.tokenizer.token_to_id(PAD)
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
@@ -58,9 +59,15 @@ class Captioner:
         return [self.text(best) for best, *_ in self.decode(images)]
 
     def decode(self, images: torch.Tensor) -> list[list[Hypothesis]]:
-        """Beam search on transformed pictures (B, 3, H, W) uint8; each one's best hypothesis first.
+        """Searches for the best captions of pictures.
 
         Pictures that do not fit in the GPU's memory together are decoded in two halves, and a note says so.
+
+        Args:
+            images: (B, 3, H, W) uint8, transformed.
+
+        Returns:
+            For each picture its `options.n_best` hypotheses, best first.
         """
         try:
             return self._search(images)
@@ -105,6 +112,10 @@ class Captioner:
         layer's attention to the picture are averaged over heads.  The layers below look about more: in the
         sample model the best patches that hold half of a word's weight are 25 % of all in the last
         layer, 29 % in the mean of all layers.  Of a word in several pieces it is the mean over the pieces.
+
+        Args:
+            picture: of whatever size and mode, or (3, h, w) uint8.
+            caption: a text, or a hypothesis, whose own pieces are then taken.
 
         Raises:
             ValueError: the caption is longer than the decoder's context.
@@ -226,7 +237,7 @@ def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 
 
 
 def calibration_path(checkpoint: Path) -> Path:
-    """Where it stands how sure a captioner may be."""
+    """The file beside a checkpoint that says how sure its captioner may be."""
     return checkpoint.with_name(f"{checkpoint.stem}_calibration.json")
 
 

@@ -1,0 +1,81 @@
+"""Loader workers need no more memory at an epoch's end than at its start."""
+
+import gc
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import coco_loader
+from coco_loader import CaptFirstDataset, ImageCaptionsDataset
+from image_transforms import EvaluationTransform
+from support.loading import Loader
+from support.sampling import EvaluationSampler
+
+CAPTIONS, TOKENS = 20_000, 12
+WARM_UP = 5  # batches, until a worker has what it needs to make any
+LITTLE = 3 * 2**20  # bytes: what other work of a worker comes to, however many captions there are
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or multiprocessing.get_start_method() != "fork",
+    reason="memory is told apart by /proc, and shared by fork",
+)
+
+
+class ListOfLists(CaptFirstDataset):
+    """Captions as Python holds them; a token is an object of its own, as those beyond 256 are."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        rows = (self.captions[row].tolist() for row in range(len(self.captions)))
+        self.captions = [[1000 + token for token in row] for row in rows]
+
+    def tokens_of(self, index: int) -> Tensor:
+        return torch.tensor(self.captions[index])
+
+
+@pytest.fixture
+def paths(tiny_coco, monkeypatch) -> Iterator[dict[str, Path]]:
+    """A data set of many captions, and no time lost on its pictures."""
+    ids = torch.load(tiny_coco["train_image_ids"], weights_only=True)
+    caption = [1, *range(4, 4 + TOKENS - 2), 2]
+    entries = [{"caption": caption, "image_id": ids[number % len(ids)]} for number in range(CAPTIONS)]
+    torch.save(entries, tiny_coco["train_tokenized"])
+    black = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    monkeypatch.setattr(coco_loader, "transformed", lambda *_: black)
+    gc.freeze()  # else a worker's garbage collection writes once to every object that it was born with
+    yield tiny_coco
+    gc.unfreeze()
+
+
+def growth(dataset: CaptFirstDataset) -> int:
+    """By how many bytes the memory that belongs to a worker alone grows over an epoch."""
+    with Loader(dataset, EvaluationSampler(len(dataset), 100, seed=0), num_workers=1) as loader:
+        batches = iter(loader)
+        for _ in range(WARM_UP):
+            next(batches)
+        (worker,) = loader._iterator._workers
+        before = private_bytes(worker.pid)
+        for _ in batches:
+            pass
+        return private_bytes(worker.pid) - before
+
+
+def private_bytes(process: int) -> int:
+    """What the process would free if it ended now (USS)."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def test_a_worker_copies_none_of_the_captions_that_it_reads(paths):
+    """A list of lists is copied into every worker, as reading an object writes its reference count
+    (pytorch#13246): here 32 bytes and more for each token."""
+    naive = growth(ListOfLists("train", EvaluationTransform(16), paths=paths))
+    assert naive > CAPTIONS * TOKENS * 32 > 2 * LITTLE, "else this test would see nothing"
+    assert growth(CaptFirstDataset("train", EvaluationTransform(16), paths=paths)) < LITTLE
+    by_image = ImageCaptionsDataset("train", EvaluationTransform(16), captions_per_image=5, paths=paths)
+    assert growth(by_image) < LITTLE

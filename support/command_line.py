@@ -5,6 +5,7 @@ are one line on stderr.  A bug keeps its traceback.
 """
 
 import argparse
+import atexit
 import os
 import re
 import sys
@@ -33,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
     except RunError as error:
         _leave(1, f"failed: {error}")
     except interrupts.Interrupted as interruption:
-        _leave(128 + interruption.signum, f"stopped by {interruption}")
+        _leave_at_once(128 + interruption.signum, f"stopped by {interruption}")
     except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):  # torch's signal handler: a loader process died
             _leave(1, f"failed: {error}")
@@ -140,8 +141,18 @@ def _short(text: str) -> str:
     return f"{text!r:.60}"
 
 
-def _leave(code: int, message: str) -> None:
-    one_line = " ".join(message.split())
-    sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr, flush=True)
+def _leave(code: int, message: str) -> NoReturn:
+    _say(message)
     sys.exit(code)
+
+
+def _leave_at_once(code: int, message: str) -> NoReturn:
+    """Without taking the interpreter apart: with torch that takes seconds, and whoever stops us waits for few."""
+    _say(message)
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def _say(message: str) -> None:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 # make sample   the whole pipeline on the drawn sample data set, on a CPU, in minutes
 # make test     the tests
 # make faults   the long ones: kills, damage and hostile input, at full length
-# make bench    ours beside its peers: ORIGINAL=DIR names a checkout of the original
+# make bench    ours beside its peers: ORIGINAL=DIR names a checkout of the original, PICTURES=DIR photographs
 # make lint     what CI checks before them
 # Each sets up .venv by itself.
 
@@ -32,7 +32,7 @@ faults: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	$(RUN) benchmarks/run.py $(if $(ORIGINAL),--original $(ORIGINAL))
+	$(RUN) benchmarks/run.py $(if $(ORIGINAL),--original $(ORIGINAL)) $(if $(PICTURES),--pictures $(PICTURES))
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -147,7 +147,7 @@ def _leave(code: int, message: str) -> NoReturn:
 
 
 def _leave_at_once(code: int, message: str) -> NoReturn:
-    """Without taking the interpreter apart: with torch that takes seconds, and whoever stops us waits for few."""
+    """Without taking the interpreter apart: with torch that takes seconds, and who stops us waits for few."""
     _say(message)
     atexit._run_exitfuncs()
     os._exit(code)

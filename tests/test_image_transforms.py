@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -180,11 +181,22 @@ def whole_jpeg() -> bytes:
 
 
 def huge_png() -> bytes:
-    """A picture of 200 megapixels, by its header; 69 bytes long."""
+    """A picture of 200 megapixels, by its header, whose checksum is right; 69 bytes long."""
     file = io.BytesIO()
     Image.new("L", (1, 1)).save(file, "PNG")
     data = bytearray(file.getvalue())
     data[16:24] = (20_000).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def nameless_chunk() -> bytes:
+    """A PNG whose pixels go on in a part without a name; of all damage this alone is a SyntaxError."""
+    file = io.BytesIO()
+    Image.fromarray(noise()).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    length = data.index(b"IDAT") - 4
+    data[length : length + 4] = (1000).to_bytes(4, "big")
     return bytes(data)
 
 
@@ -203,6 +215,7 @@ BAD_FILES = {
     "cut by little": lambda: whole_jpeg()[:-300],
     "web page": lambda: b"<!DOCTYPE html>\n<html><body>404\nNot found</body></html>",
     "200 megapixels": huge_png,
+    "a chunk without a name": nameless_chunk,
 }
 
 

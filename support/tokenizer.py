@@ -134,6 +134,20 @@ def _require_harmless(value: Any) -> None:
         if isinstance(part, dict):
             if "Regex" in part and part["Regex"] != BLANKS:
                 raise ValueError(f"it matches the pattern {part['Regex']!r:.40}")
+            if undefined := _undefined_tokens(part):
+                raise ValueError(f"its template names {min(undefined)!r:.40} and does not define it")
             parts += part.values()
         elif isinstance(part, list):
             parts += part
+
+
+def _undefined_tokens(part: dict[str, Any]) -> set[str]:
+    """The special tokens that a template names and does not define; the Rust library panics at one.
+
+    A panic can be caught, but not before it has printed lines of its own.
+    """
+    pieces = [piece for key in ("single", "pair") if isinstance(part.get(key), list) for piece in part[key]]
+    named = [piece["SpecialToken"] for piece in pieces if isinstance(piece, dict) and "SpecialToken" in piece]
+    defined = part.get("special_tokens")
+    ids = {str(token.get("id")) for token in named if isinstance(token, dict)}
+    return ids - (defined.keys() if isinstance(defined, dict) else set())

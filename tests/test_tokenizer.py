@@ -158,6 +158,9 @@ def hostile_trees(tree: dict) -> dict[str, dict]:
     pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     fixed = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None}
     padding = {**fixed, "pad_id": 0, "pad_type_id": 0, "pad_token": "<PAD>"}
+    template = tree["post_processor"]
+    without = {**template, "special_tokens": {"<SOS>": template["special_tokens"]["<SOS>"]}}
+    huh = {"SpecialToken": {"id": "<HUH>", "type_id": 0}}
     vocabulary = tree["model"]["vocab"]
     last = max(vocabulary, key=vocabulary.get)
     return {
@@ -176,6 +179,9 @@ def hostile_trees(tree: dict) -> dict[str, dict]:
             "added_tokens": [],
             "model": {**tree["model"], "vocab": {"a": 0}, "merges": [], "unk_token": None},
         },
+        "a template of a token that it does not define": {**tree, "post_processor": without},
+        "one of another token": {**tree, "post_processor": {**template, "single": [huh]}},
+        "one in a sequence": {**tree, "post_processor": {"type": "Sequence", "processors": [without]}},
         "an unknown model": {**tree, "model": {**tree["model"], "type": "Evil"}},
         "no model": {**tree, "model": None},
         "a deep nest": {**tree, "normalizer": deep},

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, require_captioner
+from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
 from image_transforms import EvaluationTransform, central_square, load_image
 from paths import chosen
@@ -159,9 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
     sheets = sheet_paths(options.explain, places) if options.explain else {}
     folder = chosen(options)["captioner_checkpoints"]
     path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
-    require_captioner(path, state)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captioner = captioner_from_state(state, device, options.beams)
+    captioner = captioner_from_state(state, device, options.beams, path)
     if options.n_best > captioner.options.num_beams:
         beams = captioner.options.num_beams
         raise UsageError(f"--n-best {options.n_best} is more than the {beams} beams searched; raise --beams")

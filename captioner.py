@@ -25,7 +25,6 @@ from support import checkpoints, command_line, interrupts
 from support.configuration import at_least, bounded, config_from_dict, positive
 from support.contents import require_weights
 from support.devices import autocast, choose_precision
-from support.errors import UsageError
 from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
 from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
 
@@ -203,14 +202,25 @@ def require_captioner(path: Path, state: dict[str, Any]) -> None:
 
 
 def captioner_from_state(
-    state: dict[str, Any], device: torch.device, num_beams: int | None = None
+    state: dict[str, Any],
+    device: torch.device,
+    num_beams: int | None = None,
+    path: Path = Path("the captioner's checkpoint"),
 ) -> Captioner:
-    """The captioner whose checkpoint holds `state`, ready to use; `num_beams` replaces the checkpoint's."""
-    try:
-        captioner = new_captioner(state, device)
-        captioner.model.load_state_dict(state["model"])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the checkpoint holds no captioner that fits together: {error}") from error
+    """The captioner whose checkpoint holds `state`, ready to use.
+
+    Args:
+        state: what the checkpoint holds.
+        device: where the model goes.
+        num_beams: replaces the checkpoint's.
+        path: the checkpoint, for messages.
+
+    Raises:
+        UsageError: the parts do not fit together; nothing has been allocated by the sizes that they claim.
+    """
+    require_captioner(path, state)
+    captioner = new_captioner(state, device)
+    captioner.model.load_state_dict(state["model"])
     if num_beams is not None:
         captioner.options = replace(captioner.options, num_beams=num_beams)
     captioner.model.eval()
@@ -224,9 +234,7 @@ def load_captioner(checkpoint: str | Path, device: str | torch.device = "cpu") -
         UsageError: there is no such file, it is damaged, or it is not a captioner's.
     """
     path = Path(checkpoint)
-    state = checkpoints.load(path, "captioner")
-    require_captioner(path, state)
-    return captioner_from_state(state, torch.device(device))
+    return captioner_from_state(checkpoints.load(path, "captioner"), torch.device(device), path=path)
 
 
 def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, require_captioner
+from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state
 from coco_loader import ImgFirstDataset, get_coco_loader
 from paths import chosen, image_name
 from showcase import encoder_of, write_report
@@ -109,12 +109,11 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
     split_file = open_split_file(options.split_file, paths)
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
-    require_captioner(path, state)
     results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
     for file in filter(None, (results, options.report)):
         require_place(file)  # now, not after an hour of beam search
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
-    captioner = captioner_from_state(state, device, options.beams)
+    captioner = captioner_from_state(state, device, options.beams, path)
     loader = get_coco_loader(
         options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
         transform=captioner.transform, num_workers=NUM_WORKERS, paths=paths, subset=options.subset,

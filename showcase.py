@@ -6,7 +6,7 @@ Shapes: B batch, N all patches, M masked patches, P patch side, H and W the mode
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from image_captioner import (
 from image_transforms import EvaluationTransform, denormalize, load_image, normalize
 from support.assessment import with_references
 from support.checkpoints import existing, load_named
-from support.configuration import config_from_dict
-from support.errors import UsageError
+from support.configuration import bounded, config_from_dict, positive
+from support.contents import require_weights
 from support.files import replacing
 from support.metrics import image_scores, image_statistics
 from support.report import page
@@ -90,27 +90,52 @@ class Reconstructor:
         return Reconstruction(*(denormalize(unpatchify(view, size)).cpu() for view in views), hidden.cpu())
 
 
-def reconstructor_from_state(state: Mapping[str, Any], device: torch.device) -> Reconstructor:
-    """The autoencoder whose checkpoint holds `state`, ready to show.
+@dataclass(frozen=True, kw_only=True)
+class AutoEncoderConfig:
+    """The keys of an encoder's configuration without which it cannot reconstruct."""
+
+    image_size: int = positive()
+    patch_size: int = positive()
+    encoder: StackConfig
+    decoder: StackConfig
+    masking_ratio: float = bounded(above=0, below=1)
+    normalize_targets: bool
+
+
+def require_auto_encoder(path: Path, state: Mapping[str, Any]) -> AutoEncoderConfig:
+    """The sizes of a checkpoint's autoencoder.
+
+    Raises:
+        UsageError: the weights do not have these sizes; nothing has been allocated by them.
+    """
+    needed = {field.name for field in fields(AutoEncoderConfig)}
+    values = {key: value for key, value in state["config"].items() if key in needed}
+    config = config_from_dict(values, AutoEncoderConfig, f"{path}: config")
+    require_weights(
+        path,
+        state["model"],
+        config.encoder.num_layers + config.decoder.num_layers,
+        lambda: ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder),
+    )
+    return config
+
+
+def reconstructor_from_state(
+    state: Mapping[str, Any], device: torch.device, path: Path = Path("the encoder's checkpoint")
+) -> Reconstructor:
+    """The autoencoder whose checkpoint holds `state`, ready to show; `path` is for messages.
 
     Raises:
         UsageError: the weights do not fit the sizes.
     """
-    config = state["config"]
-    stacks = [
-        config_from_dict(config[part], StackConfig, f"the checkpoint's {part}")
-        for part in ("encoder", "decoder")
-    ]
-    model = ImageAutoEncoder(config["image_size"], config["patch_size"], *stacks)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise UsageError(f"the encoder's checkpoint does not fit its own sizes: {error}") from error
+    config = require_auto_encoder(path, state)
+    model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    model.load_state_dict(state["model"])
     return Reconstructor(
         model=model.to(device).eval(),
-        transform=EvaluationTransform(config["image_size"]),
-        masking_ratio=config["masking_ratio"],
-        normalize_targets=config["normalize_targets"],
+        transform=EvaluationTransform(config.image_size),
+        masking_ratio=config.masking_ratio,
+        normalize_targets=config.normalize_targets,
         device=device,
     )
 
@@ -232,4 +257,6 @@ def encoder_of(folder: Path, wanted: str | None) -> dict[str, Any] | None:
     """The encoder's checkpoint that is named, or the newest in its folder, or None where there is none."""
     if wanted is None and not existing(folder):
         return None
-    return load_named(folder, wanted or "last", "encoder")[1]
+    path, state = load_named(folder, wanted or "last", "encoder")
+    require_auto_encoder(path, state)
+    return state

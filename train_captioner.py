@@ -26,6 +26,7 @@ from evaluate_captioner import caption_split, require_references, scored
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from paths import chosen
+from showcase import require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
 from support.caption_statistics import caption_statistics
 from support.configuration import (
@@ -46,7 +47,7 @@ from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
-from train_encoder import MaeConfig, require_auto_encoder
+from train_encoder import MaeConfig
 from transformer_components import StackConfig, TransformerEncoderDecoder
 
 MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings")  # what a resume must keep

@@ -12,8 +12,7 @@ writes `log.jsonl` beside it.  SIGTERM and Ctrl-C save and end the run; `-c last
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,10 +23,9 @@ from coco_loader import ImageBatch, get_coco_loader, training_pictures
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
-from showcase import Reconstruction, Reconstructor
+from showcase import Reconstruction, Reconstructor, require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_from_dict, config_to_dict, positive
-from support.contents import require_weights
 from support.copies import described
 from support.logbook import epoch_line
 from support.optimizer import adamw
@@ -87,6 +85,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     resumed = resume = None
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
+        config_from_dict(resume["config"], MaeConfig, f"{resumed}: config")
         require_auto_encoder(resumed, resume)
     config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS)
     split_file = open_split_file(options.split_file, paths)
@@ -156,17 +155,6 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                     board.figures(trainer.progress.history[-1], optimizer)
                     shown = first_reconstructions(auto_encoder, val_loader, config)
                     board.pictures("reconstructions", shown[:4], epoch)
-
-
-def require_auto_encoder(path: Path, state: dict[str, Any]) -> None:
-    """Raises UsageError unless a checkpoint's configuration is whole and its weights have those sizes."""
-    config = config_from_dict(state["config"], MaeConfig, f"{path}: config")
-    require_weights(
-        path,
-        state["model"],
-        config.encoder.num_layers + config.decoder.num_layers,
-        lambda: ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder),
-    )
 
 
 def first_reconstructions(

@@ -17,7 +17,10 @@ import caption
 import evaluate_captioner
 import train_captioner
 import train_encoder
+from captioner import captioner_from_state
+from showcase import reconstructor_from_state
 from support import checkpoints
+from support.errors import UsageError
 from tests.checkpoint_cases import hostile, saved, sealed
 from tests.training_cases import STACK, ended, train_captions, train_mae, write_config
 
@@ -31,6 +34,7 @@ SCRIPTS = {
     "train_captioner -p": ("encoder", train_captioner.main),
     "train_captioner -c": ("captioner", train_captioner.main),
     "evaluate_captioner -c": ("captioner", evaluate_captioner.main),
+    "evaluate_captioner --encoder": ("encoder", evaluate_captioner.main),
     "caption -c": ("captioner", caption.main),
 }
 
@@ -147,6 +151,8 @@ def test_a_sound_file_with_unsound_contents_is_refused_in_one_line(trained, tmp_
         options += ["--data", data]
     if main not in (caption.main, evaluate_captioner.main):
         options += ["--out", tmp_path / "new", "--epochs", "2"]
+    if script.endswith("--encoder"):
+        options += ["-c", good["captioner"], "--report", tmp_path / "report.html"]
     if script.endswith("-p"):
         options += ["--config", next(tmp_path.glob("*captioner_config.yaml"))]
 
@@ -166,6 +172,21 @@ def test_a_sound_file_with_unsound_contents_is_refused_in_one_line(trained, tmp_
         assert message.count("\n") == 1, (what, message)
         assert str(path) in message, (what, message)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "build"), [("encoder", reconstructor_from_state), ("captioner", captioner_from_state)]
+)
+def test_a_notebook_is_as_safe_as_a_script(trained, stage, build):
+    """They build a model from a state that is loaded; the sizes were allocated before they were compared."""
+    _, good = trained
+    state = checkpoints.load(good[stage], stage)
+    assert build(state, torch.device("cpu"))
+    for place in places_of_unsound_contents({**state, "optimizer": {}}, resumes=False):
+        parts_missing = len(place) == 2 and not isinstance(place[1], str)  # which loading has refused
+        if place[0] in ("config", "encoder", "model", "tokenizer") and not parts_missing:
+            with pytest.raises(UsageError, match=f"the {stage}'s checkpoint: "):
+                build(changed(state, *place), torch.device("cpu"))
 
 
 def refusal(main: Any, options: list, capsys) -> tuple[int | str, str]:

@@ -100,7 +100,7 @@ def test_a_checkpoint_alone_shows_what_its_model_predicts(tiny_coco, tmp_path, p
     reachable = predicted.clamp(normalize(torch.zeros(3, 1, 1, dtype=torch.uint8)).max(), 2.2)
     assert (patches - reachable).abs().median() < 0.02
     state["model"].popitem()
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(UsageError, match="do not fit"):
         reconstructor_from_state(state, torch.device("cpu"))
 
 

@@ -61,7 +61,8 @@ class CaptionerConfig(TrainingConfig):
     context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
     decoder: StackConfig
     tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
-    captions_per_image: int = positive()  # 1: a sample is a pair; more: an image, encoded once, with so many
+    # 1: a sample is a pair; more: an image, encoded once, with so many.
+    captions_per_image: int = bounded(at_least=1, at_most=1000)
     length_buckets: bool  # batches of captions of like length: less padding, less variety within a batch
     label_smoothing: float = bounded(at_least=0, below=1)
     # The epoch in which the top encoder layer starts to learn; each later one unfreezes one group more.
@@ -71,7 +72,7 @@ class CaptionerConfig(TrainingConfig):
     num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
     length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
-    eval_batch_size: int = positive()  # pictures decoded at once
+    eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)  # pictures decoded at once
 
 
 def main(arguments: list[str] | None = None) -> None:

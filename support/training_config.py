@@ -13,8 +13,9 @@ class TrainingConfig:
     """What the training of either stage needs to know."""
 
     seed: int = at_least(0)  # of the order of samples, augmentation, masks and dropout
-    batch_size: int = positive()  # samples per optimizer step, over all processes and accumulation steps
-    accumulation_steps: int = positive()  # forward and backward passes per optimizer step: more saves memory
+    batch_size: int = bounded(at_least=1, at_most=1_000_000)  # per optimizer step, over all processes
+    # Forward and backward passes per optimizer step: more saves memory.
+    accumulation_steps: int = bounded(at_least=1, at_most=1000)
     total_epochs: int = positive()  # length of the learning-rate schedule, warm-up included
     warmup_epochs: float = at_least(0)  # the rate rises from learning_rate * start_factor
     learning_rate: float = positive()  # of AdamW, at the end of the warm-up

@@ -104,6 +104,8 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
         yield from (("tokenizer", text) for text in hostile_tokenizers(state["tokenizer"]))
     if resumes:
         yield "config", "batch_size", "6"
+        for key in ("batch_size", "accumulation_steps", *["captions_per_image"] * captioner):
+            yield "config", key, 10**15
         yield "config", "seed", REMOVED
         yield from (("progress", count, value) for count in ("epoch", "step", "updates") for value in COUNTS)
         yield "progress", "loss_sum", "x"

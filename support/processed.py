@@ -1,13 +1,10 @@
 """Reading the lists that `process_coco.py` leaves in `processed/`, by COCO's splits or a split file's."""
 
-import io
 import itertools
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -42,7 +39,7 @@ def load_processed(
     if not path.exists():
         raise UsageError(f"{path} is missing: {remedy} first")
     try:
-        processed = _read(path)
+        processed = torch.load(path, weights_only=True)
     except Exception as error:  # of whatever kind: a damaged archive breaks its reader in many ways
         raise UsageError(f"{path} is damaged ({type(error).__name__}): remove it and {remedy}") from error
     expected, is_sound = _entry(what, vocabulary_size)
@@ -55,28 +52,6 @@ def load_processed(
         if not is_sound(entry):
             raise UsageError(f"{path}: entry {number:,} is not {expected}: remove the file and {remedy}")
     return processed
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Makes lists, tuples, dicts, numbers and texts; all else is asked for by name, and refused."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
-
-
-def _read(path: Path) -> Any:
-    """What `torch.load(path, weights_only=True)` gives, whose reader is written in Python: COCO's captions
-    would take it half a minute.  The archive's CRC is checked before a byte is unpickled.
-    """
-    with zipfile.ZipFile(path) as archive:
-        (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("it is packed")
-        content = archive.read(entry)
-    try:
-        return _PlainUnpickler(io.BytesIO(content)).load()
-    except pickle.UnpicklingError:  # a tensor, say: no list of ours, but torch can tell what it is
-        return torch.load(path, weights_only=True)
 
 
 def _entry(what: str, vocabulary_size: int) -> tuple[str, Callable[[Any], bool]]:

@@ -20,7 +20,7 @@ def load_processed(
 ) -> list[Any]:
     """One of the lists that `process_coco.py` writes: "tokenized", "im2capts" or "image_ids" of a split.
 
-    Every entry is looked at, in about a second for COCO's 591,753 captions, so that a list of an older
+    Every entry is looked at, in about two seconds for COCO's 591,753 captions, so that a list of an older
     version or of another tokenizer ends here and not, by a traceback, in an epoch's middle.
 
     Args:

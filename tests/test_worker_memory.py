@@ -16,9 +16,9 @@ from image_transforms import EvaluationTransform
 from support.loading import Loader
 from support.sampling import EvaluationSampler
 
-CAPTIONS, TOKENS = 20_000, 12
+CAPTIONS, TOKENS = 10_000, 12
 WARM_UP = 5  # batches, until a worker has what it needs to make any
-LITTLE = 3 * 2**20  # bytes: what other work of a worker comes to, however many captions there are
+LITTLE = 3 * 2**19  # bytes: what other work of a worker comes to, however many captions there are
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or multiprocessing.get_start_method() != "fork",

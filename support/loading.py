@@ -1,5 +1,6 @@
 """A `DataLoader` for long runs: it fails in one line, and its workers leave signals to the main process."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ class Loader(DataLoader):
             batch_sampler=batch_sampler,
             collate_fn=dataset.batch,
             num_workers=num_workers,
-            worker_init_fn=leave_signals_to_main_process,
+            worker_init_fn=prepare_worker,
             persistent_workers=num_workers > 0,
             timeout=timeout if num_workers > 0 else 0,
             pin_memory=torch.cuda.is_available(),
@@ -83,6 +84,12 @@ def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:
         except RunError as error:
             samples.append(error)
     return samples
+
+
+def prepare_worker(worker: int) -> None:
+    """What a worker does before its first batch."""
+    gc.freeze()  # a collection would write to all that it was born with, and so copy that memory
+    leave_signals_to_main_process(worker)
 
 
 def leave_signals_to_main_process(worker: int) -> None:

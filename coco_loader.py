@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
 from paths import image_name, with_copies
 from paths import paths as default_paths
+from support import distributed
 from support.copies import size_for_training
 from support.errors import RunError, UsageError
 from support.files import Record
@@ -372,10 +373,18 @@ def training_pictures(
 
     Returns:
         The copies' size, None for the originals; and the file locations, to be given to the training loader.
+
+    Raises:
+        UsageError: the run was begun with copies that are gone, or its machines hold different ones.
     """
     splits = folder_splits(splits, split_file)
     record = Record(paths["record"])
     size = size_for_training(splits, image_size, partial(with_copies, paths), record, resume)
+    if len(set(distributed.gathered(size))) > 1:
+        raise UsageError(
+            f"some machines of this run have copies of the pictures in {paths['data']} that others lack: run "
+            "`python process_coco.py --resize` with the same size on each"
+        )
     return size, with_copies(paths, size) if size else paths
 
 

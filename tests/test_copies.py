@@ -266,6 +266,13 @@ def test_a_run_that_goes_on_keeps_to_what_it_began_with(data):
         chosen(data, resume={"pictures": 96})
 
 
+def test_machines_with_different_copies_are_refused(data, monkeypatch):
+    """Else half of a batch would be blurred, and a run depend on which machine was the first."""
+    monkeypatch.setattr(coco_loader.distributed, "gathered", lambda size: [size, SIZE])
+    with pytest.raises(UsageError, match="some machines of this run have copies"):
+        chosen(data)
+
+
 def test_a_split_file_needs_the_copies_of_both_folders():
     nothing = torch.zeros(0, dtype=torch.int64)
     mine = SplitFile("mine.json", "", dict.fromkeys(("train", "val", "test"), nothing), nothing)

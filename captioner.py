@@ -54,6 +54,8 @@ class Captioner:
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """The best caption of each picture, of whatever size and mode."""
+        if not pictures:
+            return []
         images = torch.stack([self.transform(picture) for picture in pictures])  # (B, 3, H, W) uint8
         return [self.text(best) for best, *_ in self.decode(images)]
 
@@ -100,8 +102,9 @@ class Captioner:
             hook.remove()
 
     def text(self, hypothesis: Hypothesis) -> str:
-        """The words of a hypothesis."""
-        return self.tokenizer.decode(hypothesis.tokens)
+        """The words of a hypothesis, and nothing that a terminal would obey: a checkpoint brings its own."""
+        decoded = self.tokenizer.decode(hypothesis.tokens)
+        return "".join(letter if letter.isprintable() else " " for letter in decoded)
 
     @torch.inference_mode()
     def attention(self, picture: Image.Image | torch.Tensor, caption: str | Hypothesis) -> Attention:

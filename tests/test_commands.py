@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +21,10 @@ from support import interrupts
 from support.attention_sheet import attention_sheet
 from support.calibration import Calibration
 from support.metrics import score
+from tests.captioner_cases import random_captioner
 from tests.process_cases import alive, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
+from transformer_components import Hypothesis
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,16 @@ def test_a_checkpoint_alone_is_enough_to_caption(trained, tmp_path):
     captioner = caption.load_captioner(str(moved), "cpu")
     assert captioner.caption([Image.new("RGB", (70, 50), "red")]) == expected
     assert not any(module.training for module in captioner.model.modules())
+
+
+def test_no_pictures_are_no_captions():
+    assert random_captioner().caption([]) == []
+
+
+def test_a_checkpoints_tokenizer_cannot_steer_the_terminal():
+    tokenizer = SimpleNamespace(decode=lambda tokens: "a\x1b[2J dog\r")
+    captioner = replace(random_captioner(), tokenizer=tokenizer)
+    assert captioner.text(Hypothesis([4], -1.0, -1.0, [-1.0])) == "a [2J dog "
 
 
 def test_captions_of_pictures_and_folders_in_order_and_the_unreadable_named(trained, tmp_path, capsys):

@@ -12,9 +12,11 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from support import checkpoints
 
@@ -49,19 +51,26 @@ def is_state(state: dict[str, Any], epoch: int, step: int = 0) -> bool:
 # --- kills ---
 
 
-def in_child(action: Callable[[], None]) -> int:
-    """Runs `action` in a child process; 0 if it returned, minus the number of a signal that ended it."""
+def forked(action: Callable[[], None]) -> int:
+    """Starts a child process that does `action`; returns its number.  Its exit code is 99 after an error."""
     child = os.fork()
     if child == 0:
         try:
             torch.set_num_threads(1)  # the threads of the parent's pool are not there after a fork
+            # Progress bars share a lock with the parent, who would wait for ever for a child killed in one.
+            tqdm.set_lock(RLock())
             action()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Runs `action` in a child process; 0 if it returned, minus the number of a signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(action), 0)[1])
 
 
 def killed(action: Callable[[], None], number: int) -> bool:

@@ -16,6 +16,7 @@ from support import archives, connections
 from support.downloads import Pin, download
 from support.errors import RunError, UsageError
 from tests import hostile_server as hostile
+from tests.checkpoint_cases import forked
 from tests.hostile_server import HostileServer, cut_after, ignore_range_and_cut_after
 from tests.test_archives import contents, make_archive, unpack
 
@@ -87,13 +88,7 @@ def slowly(handler: hostile.Handler) -> None:
 
 def killed_after(seconds: float, action: Callable[[], None]) -> bool:
     """Runs `action` in a process that gets SIGKILL; False if it was done before."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        finally:
-            os._exit(99)
+    child = forked(action)
     deadline = time.monotonic() + seconds
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -114,6 +114,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
+    devices.make_repeatable(device)
 
     # 2. The elements of the training loop
 

@@ -40,6 +40,17 @@ def set_fast_float32() -> None:
     torch.set_float32_matmul_precision("high")
 
 
+def make_repeatable(device: torch.device) -> None:
+    """Makes a CPU give the same bits each time.
+
+    The gradient of `positions[kept]` adds many rows into one; without this, threads add them in the order in
+    which they happen to come.
+    """
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and finds what is not here
+
+
 def describe(device: torch.device, precision: torch.dtype) -> str:
     """The device and the precision in words, for the first line of a run."""
     if device.type == "cuda":

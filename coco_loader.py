@@ -282,7 +282,7 @@ class ImgFirstDataset(CocoDataset):
     @property
     def captioned(self) -> int:
         """How many of the pictures have a caption."""
-        return int((self.captions.offsets.diff() > len("[]")).sum())
+        return int((self.captions.lengths > len("[]")).sum())
 
     def sample(self, index: int, seed: int) -> ReferenceSample:
         image_id = int(self.image_ids[index])

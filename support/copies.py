@@ -14,7 +14,7 @@ from typing import Any
 from support.errors import RunError, UsageError
 from support.files import Record, require_space
 from support.parallel import on_all_cores
-from support.pictures import census, decoded, explained, is_cut, picture_ids
+from support.pictures import census, decoded, explained, is_cut, picture_files
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"
 BYTES = 0.7  # of a copy on average, for each pixel of a square as high as its shorter side: 46 KB at 256
@@ -105,7 +105,7 @@ def described(size: int | None) -> str:
 
 def copy_folder(originals: Path, copies: Path, size: int) -> int:
     """Copies each picture of a folder that has no copy yet; lists and counts those that cannot be read."""
-    pictures = [originals / f"{image_id:012d}.jpg" for image_id in picture_ids(originals)]
+    pictures = picture_files(originals)
     copies.mkdir(parents=True, exist_ok=True)
     work = partial(copy_picture, folder=copies, size=size)
     bad = 0

@@ -36,6 +36,11 @@ def picture_ids(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, in ascending order of their ids."""
+    return [folder / f"{image_id:012d}.jpg" for image_id in picture_ids(folder)]
+
+
 def is_cut(path: Path) -> bool:
     """Whether a JPEG's end is missing, as in the file at which an unzip was interrupted.
 
@@ -87,7 +92,7 @@ def check_pictures(folders: list[Path]) -> None:
     Raises:
         RunError: there are such.
     """
-    paths = [folder / f"{image_id:012d}.jpg" for folder in folders for image_id in picture_ids(folder)]
+    paths = [path for folder in folders for path in picture_files(folder)]
     bad = 0
     for path, reason in on_all_cores(trouble, paths, "checking", "picture"):
         if reason:

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from support.devices import without_autocast
 from support.randomness import hashed_noise
 from transformer_components import (
     DecoderCache,
@@ -310,7 +311,11 @@ class CaptionDecoder(nn.Module):
             raise ValueError(f"positions {position} to {end - 1} exceed the context of {self.context_length}")
         x = self.token_embedding(tokens) * self.embedding_scale + self.positions[position:end]  # (B, T, D)
         x = self.transformer(self.dropout(x), memory, cache, cross_weights)
-        return self.to_vocabulary(x)
+        if cache is None:
+            return self.to_vocabulary(x)
+        # A search sorts these logits, and half precision makes ties of what differs: the weights' own format.
+        with without_autocast(x.device):
+            return self.to_vocabulary(x.to(self.to_vocabulary.weight.dtype))
 
 
 def build_captioner(

@@ -35,6 +35,13 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return torch.autocast(device.type, dtype=precision)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Inside, products run in the format of their factors, also within `autocast`."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def set_fast_float32() -> None:
     """Lets float32 matrix products on a GPU use TF32: ten bits of mantissa, several times the speed."""
     torch.set_float32_matmul_precision("high")

@@ -1,0 +1,51 @@
+"""A search under autocast sorts logits in float32; training projects in the format of autocast."""
+
+import pytest
+import torch
+
+from image_captioner import build_captioner
+from support.devices import autocast
+from tests.training_cases import STACK
+from transformer_components import BeamSearchOptions, StackConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_search_in_bfloat16_sorts_logits_in_float32(tied):
+    """The oracle projects what the decoder's stack gives by itself, in float64; a second one decodes so."""
+    torch.manual_seed(0)
+    stack = StackConfig(**STACK)
+    model = build_captioner(32, 8, stack, stack, 3000, 12, tied).eval()
+    projection, features, logits = model.decoder.to_vocabulary, [], []
+    model.decoder.transformer.register_forward_hook(lambda _, __, out: features.append(out))
+    model.decoder.register_forward_hook(lambda _, __, out: logits.append(out))
+    search = (torch.randn(8, 3, 32, 32), BeamSearchOptions(10, 6), 1, 2, [0, 1, 3])
+    with autocast(CPU, torch.bfloat16):
+        found_captions = model.generate(*search)
+    weight, bias = projection.weight.double(), projection.bias.double()
+    rows = ties = 0
+    for hidden, found in zip(features, logits, strict=True):
+        assert found.dtype is torch.float32
+        torch.testing.assert_close(found.double(), hidden.double() @ weight.t() + bias, rtol=1e-5, atol=1e-5)
+        best = found.flatten(0, 1).topk(7).values
+        rows += len(best)
+        ties += int((best[:, 1:] == best[:, :-1]).any(dim=1).sum())
+    assert rows == 8 + 9 * 8 * 6
+    assert ties == 0
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        return (x.double() @ weight.t() + bias).float()
+
+    projection.forward = project
+    with autocast(CPU, torch.bfloat16):
+        expected = model.generate(*search)
+    assert [best.tokens for best, *_ in found_captions] == [best.tokens for best, *_ in expected]
+
+
+def test_training_under_autocast_projects_in_bfloat16_as_before():
+    stack = StackConfig(**STACK)
+    model = build_captioner(32, 8, stack, stack, 50, 12)
+    with autocast(CPU, torch.bfloat16):
+        logits = model(torch.randn(2, 3, 32, 32), torch.randint(50, (2, 9)))
+    assert logits.dtype is torch.bfloat16

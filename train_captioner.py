@@ -72,7 +72,8 @@ class CaptionerConfig(TrainingConfig):
     num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
     length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
-    eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)  # pictures decoded at once
+    # Images that each process decodes at once for BLEU-4: a share of the GPU's memory, not of `batch_size`.
+    eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,8 +156,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     )  # fmt: skip
     val_loader = get_coco_loader("val", transform=captioner.transform, **pairs)
     picture_loader = get_coco_loader(
-        "val", transform=captioner.transform, mode="image_first", batch_size=config.eval_batch_size, **common
-    )
+        "val", transform=captioner.transform, mode="image_first",
+        batch_size=config.eval_batch_size * distributed.world_size(), **common,
+    )  # fmt: skip
     require_references(picture_loader.dataset)
 
     def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:

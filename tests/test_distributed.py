@@ -9,6 +9,7 @@ import torch
 from torch import distributed, nn
 
 import evaluate_captioner
+import train_captioner
 from coco_loader import get_coco_loader
 from image_captioner import ImageAutoEncoder, build_captioner
 from image_transforms import TrainingTransform
@@ -75,6 +76,27 @@ def test_two_ranks_caption_and_score_as_one_process_does(make_tiny_coco, tmp_pat
         one, two = ((tmp_path / name.format(who)).read_text() for who in ("one", "two"))
         assert one == two
     assert checkpoint.with_name("checkpoint1_calibration.json").read_bytes() == calibration
+
+
+def test_each_rank_decodes_eval_batch_size_images_at_once(make_tiny_coco, tmp_path, monkeypatch):
+    """So that two ranks take half as many searches, and not as many of half the size."""
+    paths = make_tiny_coco(train=2, val=8, unlabeled=1)
+    made = []
+
+    def stop_at_the_images(*arguments, **options):
+        loader = get_coco_loader(*arguments, **options)
+        if options.get("mode") == "image_first":
+            made.append(loader)
+            raise KeyboardInterrupt
+        return loader
+
+    monkeypatch.setattr(train_captioner, "get_coco_loader", stop_at_the_images)
+    monkeypatch.setattr("support.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("support.distributed.gathered", lambda item: [item, item])
+    config = write_config(tmp_path, "captioner_config.yaml", eval_batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        train_captions(paths["data"], tmp_path, config, "--from-scratch")
+    assert [len(batch) for batch in made[0].batch_sampler] == [3, 1]  # of the four that are this rank's
 
 
 @pytest.mark.timeout(300)

@@ -31,6 +31,7 @@ from support import calibration as calibrations
 from support import checkpoints, command_line, interrupts
 from support.attention_sheet import PICTURE_SIDE, attention_sheet
 from support.calibration import Calibration
+from support.devices import choose_device
 from support.errors import RunError, UsageError
 from support.files import replacing, require_place
 from transformer_components import Hypothesis
@@ -159,8 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     sheets = sheet_paths(options.explain, places) if options.explain else {}
     folder = chosen(options)["captioner_checkpoints"]
     path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captioner = captioner_from_state(state, device, options.beams, path)
+    captioner = captioner_from_state(state, choose_device(), options.beams, path)
     if options.n_best > captioner.options.num_beams:
         beams = captioner.options.num_beams
         raise UsageError(f"--n-best {options.n_best} is more than the {beams} beams searched; raise --beams")

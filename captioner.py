@@ -24,7 +24,7 @@ from paths import image_name
 from support import checkpoints, command_line, interrupts
 from support.configuration import at_least, bounded, config_from_dict, positive
 from support.contents import require_weights
-from support.devices import autocast, choose_precision
+from support.devices import autocast, decoding_precision
 from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
 from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
 
@@ -161,7 +161,7 @@ def new_captioner(contents: dict[str, Any], device: torch.device) -> Captioner:
             length_alpha=config["length_alpha"],
         ),
         device=device,
-        precision=choose_precision(config["precision"], device),
+        precision=decoding_precision(config["precision"], device),
     )
 
 

@@ -70,10 +70,11 @@ class Reconstructor:
             seeds: of each picture's mask; by default 0, 1, 2, ...
         """
         size = self.model.patch_size
-        seeds = torch.tensor(range(len(images)) if seeds is None else seeds, device=self.device)
+        seeds = torch.tensor(range(len(images)) if seeds is None else seeds)
         pixels = normalize(images.to(self.device))  # (B, 3, H, W)
         patches = patchify(pixels, size)  # (B, N, P·P·3)
         kept, hidden = random_masking(seeds, patches.shape[1], self.masking_ratio)
+        kept, hidden = kept.to(self.device), hidden.to(self.device)
         with evaluating(self.model):
             predicted = self.model(pixels, kept)  # (B, N, P·P·3)
         if self.normalize_targets:

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     command_line.add_training_options(parser)
     options = parser.parse_args(arguments)
-    with distributed.process_group() as device:
+    with distributed.process_group(training=True) as device:
         train(options, device)
 
 

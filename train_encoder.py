@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
     command_line.add_training_options(parser)
     options = parser.parse_args(arguments)
-    with distributed.process_group() as device:
+    with distributed.process_group(training=True) as device:
         train(options, device)
 
 

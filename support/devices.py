@@ -1,5 +1,10 @@
-"""What the device can do: which number format a forward pass uses, and the switches that make it fast."""
+"""Which device to use and what it can do: the number format of a forward pass, and what makes it fast.
 
+An Apple GPU ("mps") captions and evaluates.  It has no float64, in which a training step adds up its losses,
+so training takes the CPU there.
+"""
+
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -7,6 +12,24 @@ import torch
 from support.errors import UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(training: bool = False, local_rank: int = 0) -> torch.device:
+    """An NVIDIA or AMD GPU, else an Apple GPU, else the CPU.
+
+    Args:
+        training: also backward passes and updates, which an Apple GPU cannot do here; a note then says so.
+        local_rank: number of this process among those on this machine; each takes a GPU of its own.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    if not torch.backends.mps.is_available():
+        return torch.device("cpu")
+    if not training:
+        return torch.device("mps")
+    if local_rank == 0:
+        print("note: training runs on the CPU: an Apple GPU has no float64", file=sys.stderr, flush=True)
+    return torch.device("cpu")
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -26,6 +49,19 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise UsageError("precision float16 needs a GPU; on a CPU use float32, bfloat16 or auto")
     return PRECISIONS[name]
+
+
+def decoding_precision(name: str, device: torch.device) -> torch.dtype:
+    """The format of matrix products where a trained model is only used: as in training, or float32.
+
+    The weights are float32 in any case, so float32 is right anywhere.  It is taken for float16 on a CPU, and
+    for all on an Apple GPU, whose half precision depends on the version of macOS.
+
+    Args: as for `choose_precision`.
+    """
+    if device.type == "mps" or (name == "float16" and device.type == "cpu"):
+        return torch.float32
+    return choose_precision(name, device)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager:
@@ -62,6 +98,8 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
     """The device and the precision in words, for the first line of a run."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        name = "Apple GPU"
     else:
         name = f"CPU, {torch.get_num_threads()} threads"
     return f"{name}, {str(precision).removeprefix('torch.')}"

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from support.devices import choose_device
+
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for another one fails instead of hanging
 
 
@@ -30,10 +32,14 @@ def is_main() -> bool:
 
 
 @contextmanager
-def process_group() -> Iterator[torch.device]:
-    """Joins the group that `torchrun` set up, if it did; leaves it at the end.  Yields the device to use."""
+def process_group(training: bool = False) -> Iterator[torch.device]:
+    """Joins the group that `torchrun` set up, if it did; leaves it at the end.  Yields the device to use.
+
+    Args:
+        training: whether the device must be able to train.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = choose_device(training, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:

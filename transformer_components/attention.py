@@ -38,6 +38,15 @@ def scaled_dot_product_attention(
     return weights @ value, weights
 
 
+def fused_kernel_is_right(device: torch.device) -> bool:
+    """Whether torch's own attention is right with bool masks, and with keys that are part of a storage.
+
+    On Apple GPUs torch 2.8 to 2.12 got one or the other wrong without a word (pytorch issues 163597, 181133,
+    pull requests 182285, 184180), and a cache hands over both.
+    """
+    return device.type != "mps"
+
+
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side, each in a subspace of its own (section 3.2.2).
 
@@ -91,12 +100,13 @@ class MultiHeadAttention(nn.Module):
             (B, T, D).
         """
         query = self._split(self.query_projection(x))  # (B, H, T, k)
-        if weights is None:
+        if weights is None and fused_kernel_is_right(x.device):
             heads = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=is_causal)
         else:
             mask = causal_mask(x.shape[1], x.device) if is_causal else mask
             heads, attended = scaled_dot_product_attention(query, keys, values, mask)  # (B, H, T, v)
-            weights.append(attended)
+            if weights is not None:
+                weights.append(attended)
         return self.output_projection(heads.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def _split(self, x: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 Step = Callable[[Tensor, Tensor], Tensor]
 # How often to look which sources are finished: each look waits until a GPU has come so far.
-STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
+STEPS_BETWEEN_LOOKS = {"cpu": 1}
+STEPS_BETWEEN_LOOKS_AT_A_GPU = 8
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def beam_search(
 
         if length == options.max_length:
             done = [True] * len(live)
-        elif length % STEPS_BETWEEN_LOOKS[rows.device.type] == 0:
+        elif length % STEPS_BETWEEN_LOOKS.get(rows.device.type, STEPS_BETWEEN_LOOKS_AT_A_GPU) == 0:
             done = beams.finished.all(dim=1).tolist()  # the one place that waits for the device
         else:
             done = []  # a finished source that stays does not change

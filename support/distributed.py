@@ -11,7 +11,9 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from support import interrupts, launcher
 from support.devices import choose_device
+from support.errors import RunError, UsageError
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for another one fails instead of hanging
 
@@ -37,18 +39,48 @@ def process_group(training: bool = False) -> Iterator[torch.device]:
 
     Args:
         training: whether the device must be able to train.
+
+    Raises:
+        UsageError: what the environment says of this process cannot be.
+        RunError: the other processes cannot be found, or one of them ended before its time.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = choose_device(training, local_rank)
+    place = launcher.place(os.environ)
+    gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and place.local_rank >= gpus:
+        raise UsageError(
+            f"LOCAL_RANK={place.local_rank}, but this process sees {gpus} GPUs: start one for each, "
+            f"with torchrun --nproc_per_node={gpus}"
+        )
+    device = choose_device(training, place.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    if place.world_size > 1:
+        _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+    except RuntimeError as error:
+        if not is_broken_connection(error):
+            raise
+        interrupts.check()
+        raise RunError("another process of this run ended before its time: its message says why") from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Waits until all processes of the run are here.
+
+    One that has died never comes.  Then a signal must end this wait, in which no Python code, and so no
+    handler, runs.
+    """
+    with interrupts.left_to_the_system():
+        try:
+            distributed.init_process_group(backend, timeout=TIMEOUT)
+        except distributed.DistError as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            reason = str(error).partition("\n")[0]
+            raise RunError(f"the processes of this run did not meet at {where}: {reason:.200}") from error
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -74,6 +106,9 @@ def wait_for_all() -> None:
 
 
 def is_broken_connection(error: BaseException | None) -> bool:
-    """Whether the error says that another process of the group has gone away."""
+    """Whether the error says that another process of the group has gone away.
+
+    That is over gloo.  Over NCCL there is no error: the GPU waits for the dead process, and we for the GPU.
+    """
     broken = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
     return world_size() > 1 and isinstance(error, RuntimeError) and broken

@@ -57,6 +57,21 @@ def at_once() -> Iterator[None]:
         _waiting = False
 
 
+@contextmanager
+def left_to_the_system() -> Iterator[None]:
+    """In this block a signal ends the process as if there were no handler, even where no Python code runs.
+
+    For waits that may last and lose nothing, with no child process yet.
+    """
+    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        check()  # here, or one that came a moment ago would wait as long
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
 def ignore_in_worker() -> None:
     """For loader workers: Ctrl-C reaches the whole process group, but the main process alone decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

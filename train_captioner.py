@@ -42,6 +42,7 @@ from support.errors import UsageError
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.processed import open_split_file
+from support.run_lock import RunLock
 from support.split_file import require_same_split, warn_of_other_split
 from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
@@ -112,6 +113,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         require_same_split(resume, split_file)
     elif pretrained and distributed.is_main():
         warn_of_other_split(pretrained, split_file)
+    lock = RunLock(folder)
     board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
@@ -183,7 +185,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     if distributed.is_main():
         print(f"pictures: {described(pictures)}", flush=True)
-    with train_loader, val_loader, picture_loader, trainer:
+    with lock, train_loader, val_loader, picture_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start
             unfreeze(groups, len(groups) if from_scratch else thawed)

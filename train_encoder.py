@@ -30,6 +30,7 @@ from support.copies import described
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.processed import open_split_file
+from support.run_lock import RunLock
 from support.split_file import require_same_split
 from support.tensorboard import open_board
 from support.training import Trainer
@@ -91,6 +92,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     split_file = open_split_file(options.split_file, paths)
     if resume:
         require_same_split(resume, split_file)
+    lock = RunLock(folder)
     board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
@@ -145,7 +147,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     if distributed.is_main():
         print(f"pictures: {described(pictures)}", flush=True)
-    with train_loader, val_loader, trainer:
+    with lock, train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             figures = trainer.train()
             figures |= trainer.validate()

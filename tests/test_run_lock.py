@@ -1,0 +1,81 @@
+"""One run at a time in a folder of checkpoints."""
+
+import errno
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_encoder
+from support import distributed, run_lock
+from support.errors import UsageError
+from support.run_lock import RunLock
+from tests.process_cases import end, start, stderr_of, wait_for_checkpoint
+from tests.training_cases import ended, train_mae, write_config
+
+FORK = multiprocessing.get_context("fork")  # a process that need not import torch again
+
+
+@pytest.mark.timeout(120)
+def test_a_second_run_in_a_folder_is_refused_and_moves_nothing(make_tiny_coco, tmp_path, capsys):
+    paths = make_tiny_coco(train=6, val=2, unlabeled=2)
+    config = write_config(tmp_path, "mae_config.yaml", total_epochs=10_000, num_workers=1, keep_checkpoints=1)
+    options = ("--data", paths["data"], "--out", tmp_path, "--config", config)
+    folder = tmp_path / "encoder"
+    first = start("train_encoder.py", *options)
+    try:
+        wait_for_checkpoint(first, folder)
+        for how in ([], ["-c", "last"]):
+            code, error = ended(train_encoder.main, *options, *how, capsys=capsys)
+            assert code == 2
+            assert f"{folder}: another run is training in this folder (process {first.pid} on " in error
+            assert "--out" in error
+            assert error.count("\n") == 1
+        assert not list(folder.glob("earlier*"))
+        first.kill()  # it frees the folder at once, though its loader worker may still be there
+        first.wait()
+        train_mae(paths["data"], tmp_path, config, "-c", "last", "--epochs", "1")
+    finally:
+        end(first)
+        stderr_of(first)
+
+
+def take(folder: Path) -> None:
+    try:
+        with RunLock(folder):
+            pass
+    except UsageError:
+        sys.exit(2)
+
+
+def test_a_lock_is_freed_at_the_end_and_other_folders_are_free(tmp_path):
+    def another_process_gets(name: str) -> bool:
+        process = FORK.Process(target=take, args=(tmp_path / name,))
+        process.start()
+        process.join()
+        return process.exitcode == 0
+
+    with RunLock(tmp_path / "a"):
+        assert not another_process_gets("a")
+        assert another_process_gets("b")
+    assert another_process_gets("a")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
+    with RunLock(tmp_path / "encoder"):
+        pass
+
+
+def test_all_processes_hear_that_the_main_one_was_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "gathered", lambda mine: ["held by another", mine])
+    with pytest.raises(UsageError, match="held by another"):
+        RunLock(tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()  # only the main process writes

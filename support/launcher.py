@@ -55,11 +55,11 @@ def place(environment: Mapping[str, str]) -> Place:
 
 def _refuse_tasks(given: Mapping[str, str]) -> None:
     for starter, name in TASKS.items():
-        tasks = _number(given, name, default=1, least=1)
-        if tasks > 1:
+        tasks = given.get(name, "1")
+        if tasks.isdecimal() and int(tasks) > 1:
             raise UsageError(
                 f"{starter} started {tasks} processes ({name}), and each would be a whole run: let torchrun "
-                f"start them, on one machine with `{starter} -n 1 {_torchrun(tasks)}`"
+                f"start them, on one machine with `{starter} -n 1 {_torchrun(int(tasks))}`"
             )
 
 
@@ -70,10 +70,7 @@ def _number(
         return default
     text = given[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= 9) or not least <= int(text) <= most:
-        raise UsageError(
-            f"{name}={text:.40} is not a whole number from {least} to {most:,}: start with torchrun, which "
-            f"sets it, or run one process alone after `unset {name}`"
-        )
+        raise UsageError(f"{name}={text:.40} is not a whole number from {least} to {most:,}: {_remedy(2)}")
     return int(text)
 
 

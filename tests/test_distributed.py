@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 
 import pytest
@@ -76,6 +77,57 @@ def test_two_ranks_caption_and_score_as_one_process_does(make_tiny_coco, tmp_pat
         one, two = ((tmp_path / name.format(who)).read_text() for who in ("one", "two"))
         assert one == two
     assert checkpoint.with_name("checkpoint1_calibration.json").read_bytes() == calibration
+
+
+@pytest.mark.timeout(180)
+def test_two_ranks_with_one_image_end_and_learn_what_one_process_does(make_tiny_coco, tmp_path, monkeypatch):
+    """In both stages one rank has nothing to train on, to validate on or to caption."""
+    paths = make_tiny_coco(train=1, val=1, unlabeled=0, captions=1)
+    mae = write_config(tmp_path, "mae_config.yaml", splits=["train"], total_epochs=2, num_workers=1)
+    captions = write_config(
+        tmp_path, "captioner_config.yaml", decoder=STACK, total_epochs=2, eval_freq=1, num_workers=1
+    )
+    # A forked process need not import torch again, but must not be forked where torch has used a GPU.
+    context = torch.multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ports = free_ports(2)
+    ranks = [
+        context.Process(target=both_stages, args=(paths, tmp_path / "two", mae, captions, rank, ports))
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=60)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0]
+    both_stages(paths, tmp_path / "one", mae, captions)
+    for stage in ("encoder", "captioner"):
+        one, two = state_of(tmp_path / "one", stage), state_of(tmp_path / "two", stage)
+        assert one["progress"]["updates"] == two["progress"]["updates"] == 2
+        for first, second in zip(one["progress"]["history"], two["progress"]["history"], strict=True):
+            assert first == pytest.approx(second, rel=1e-4)
+
+
+def both_stages(paths: dict, out, mae, captions, rank: int = 0, ports: tuple[int, ...] = ()) -> None:
+    """Trains both stages, as one of two ranks that meet at these ports, or alone."""
+    stages = ((train_mae, mae, ()), (train_captions, captions, ("-p", "last")))
+    for number, (train, config, options) in enumerate(stages):
+        if ports:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[number])}
+        train(paths["data"], out, config, *options)
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = tuple(listening.getsockname()[1] for listening in sockets)
+    for listening in sockets:
+        listening.close()
+    return ports
 
 
 def test_each_rank_decodes_eval_batch_size_images_at_once(make_tiny_coco, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_an_environment_that_cannot_be_is_one_line_that_says_what_would_do(
     assert code == 2
     assert words in error
     assert error.count("\n") == 1
-    assert "torchrun" in error
+    assert "torchrun --nproc_per_node=" in error
 
 
 def test_a_rank_beyond_the_gpus_is_refused(monkeypatch):

@@ -108,7 +108,8 @@ def wait_for_all() -> None:
 def is_broken_connection(error: BaseException | None) -> bool:
     """Whether the error says that another process of the group has gone away.
 
-    That is over gloo.  Over NCCL there is no error: the GPU waits for the dead process, and we for the GPU.
+    Over gloo it comes at once.  Over NCCL it does not: the GPU waits for the dead process, and this one for
+    the GPU, until torchrun kills it.  What was trained since the last checkpoint is lost then.
     """
     broken = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
     return world_size() > 1 and isinstance(error, RuntimeError) and broken

@@ -28,6 +28,8 @@ from support.devices import autocast, decoding_precision
 from support.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
 from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
 
+JOINERS = "\u200c\u200d"  # of zero width; Persian and the scripts of India write words with them
+
 
 class Attention(NamedTuple):
     """Where a captioner looked as it wrote each word."""
@@ -104,7 +106,7 @@ class Captioner:
     def text(self, hypothesis: Hypothesis) -> str:
         """The words of a hypothesis, and nothing that a terminal would obey: a checkpoint brings its own."""
         decoded = self.tokenizer.decode(hypothesis.tokens)
-        return "".join(letter if letter.isprintable() else " " for letter in decoded)
+        return "".join(letter if letter.isprintable() or letter in JOINERS else " " for letter in decoded)
 
     @torch.inference_mode()
     def attention(self, picture: Image.Image | torch.Tensor, caption: str | Hypothesis) -> Attention:

@@ -44,6 +44,7 @@ from support.tokenizer import PAD, load_tokenizer
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]
 
 # Whole words that a mirrored picture would make wrong; "bright" and "leftovers" are not among them.
+# English only: in another language captions that name a side go with mirrored images, too.
 SIDES = re.compile(r"\b(left|right)(most|side|hand\w*|wards?)?\b", re.IGNORECASE)
 
 

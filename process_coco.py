@@ -5,6 +5,7 @@
     python process_coco.py --source /mnt/coco    # from a folder, or another server, with COCO's archives
     python process_coco.py --captions-only       # sections 2 and 3 alone, on caption files that are there
     python process_coco.py --sample              # the sample data set, drawn on the spot
+    python process_coco.py --keep-accents        # captions whose é and ü are to stay: not English
     python process_coco.py --resize 256          # with small copies of the pictures, for training to read
     python process_coco.py --check               # then decode every picture once, and list the bad
 
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
             draw_sample(where, record, found)
         elif not options.captions_only:
             download(options.splits, where, record, found, source)
-        train_the_tokenizer(where, record)
+        train_the_tokenizer(where, record, options.keep_accents)
         for split in PROCESSED_SPLITS:
             if split in options.splits:
                 tokenize_the_captions(split, where, record, found[split])
@@ -102,6 +103,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: all four)"
     )
+    parser.add_argument("--keep-accents", action="store_true", help="in captions: é is not e, ü is not u")
     parser.add_argument("--keep-archives", action="store_true", help="do not remove downloads once unpacked")
     parser.add_argument(
         "--resize", metavar="PIXELS", type=copy_size, help="keep small copies of the pictures"
@@ -210,10 +212,11 @@ def note_pictures(split: str, where: Where, record: Record, found: Found) -> Non
 # Section 2: train the tokenizer
 
 
-def train_the_tokenizer(where: Where, record: Record) -> None:
+def train_the_tokenizer(where: Where, record: Record, keep_accents: bool) -> None:
     """Trains byte pair encoding on the training captions, unless a tokenizer of these captions is there."""
     captions, tokenizer = where["train_captions"], where["tokenizer"]
     made_from = {"captions": digest_of_captions(captions), "vocabulary_size": VOCABULARY_SIZE}
+    made_from["keep_accents"] = keep_accents
     if tokenizer.is_file() and record.agrees("tokenizer", made_from | {"file": digest(tokenizer)}):
         return
     from support.tokenizer import train_tokenizer
@@ -221,7 +224,7 @@ def train_the_tokenizer(where: Where, record: Record) -> None:
     train_captions = [caption for _, caption in read_captions(captions).captions]
     if not train_captions:
         raise UsageError(f"{captions} holds no caption, and the tokenizer is trained on them")
-    trained = train_tokenizer(train_captions, VOCABULARY_SIZE)
+    trained = train_tokenizer(train_captions, VOCABULARY_SIZE, keep_accents)
     with replacing(tokenizer) as temporary:
         temporary.write_text(trained.to_str(), encoding="utf-8")
     record.note("tokenizer", made_from | {"file": digest(tokenizer)})
@@ -275,7 +278,7 @@ def caption_structures(split: str, where: Where, pictures: list[int]) -> Sequenc
         The picture ids; `(image_id, [captions])` for each of them; `{"caption": [ids], "image_id": id}` for
         each caption, whole, from <SOS> to <EOS>.
     """
-    from support.tokenizer import load_tokenizer
+    from support.tokenizer import load_tokenizer, losing_accents
 
     read = read_captions(where[f"{split}_captions"])
     pictures = pictures or read.image_ids
@@ -291,6 +294,8 @@ def caption_structures(split: str, where: Where, pictures: list[int]) -> Sequenc
             {"caption": code.ids, "image_id": image_id} for code, (image_id, _) in zip(encodings, batch)
         ]
     print(f"{split}: {len(pictures):,} pictures, {len(kept):,} captions")
+    if losing := losing_accents(tokenizer, [caption for _, caption in kept]):
+        print(f"{split}: {len(losing):,} captions lose their accents; with --keep-accents they keep them")
     report_losses(split, read, im2capts)
     return pictures, list(im2capts.items()), tokenized
 

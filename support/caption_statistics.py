@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from support.ptb_tokenizer import ptb_tokenize
+from support.ptb_tokenizer import MARKS, ptb_tokenize
 
 # A model that has collapsed says nearly the same of every picture, and its BLEU can still be 5 to 20.  The
 # caption decoder has then learned how people write and does not look at the picture.
@@ -16,7 +16,7 @@ COLLAPSED_BELOW = 0.05  # distinct captions, as a share of all
 COLLAPSED_ABOVE = 0.5  # pictures with the same caption, as a share of all
 FEWEST = 20  # pictures; of fewer these shares say nothing
 
-WORD = re.compile(r"\w+")
+WORD = re.compile(rf"[\w{MARKS}]+")
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,22 @@ import re
 from functools import lru_cache
 from string import ascii_lowercase
 from typing import NamedTuple
+from unicodedata import category
 
 # ------------------------------------------------------------------------------------------------------------
 # What tokens are built of.  Patterns respect case: the official lexer knows some things in capitals only.
 # ------------------------------------------------------------------------------------------------------------
 
 # A letter of any script.  Python's \w would let in superscripts and fractions too, but these are tokens.
-# In a word, soft hyphens, combining accents and vowels written as an HTML entity (&eacute;) count as letters.
+# In a word, soft hyphens, combining marks and vowels written as an HTML entity (&eacute;) count as letters.
+# Marks are accents, and in many scripts vowels and tones: Hindi कि, Thai ที่.
 LETTER = r"[^\W\d_²³¹¼-¾⁰-₉⅐-↉]"
 ALPHANUMERIC = r"[^\W_²³¹¼-¾⁰-₉⅐-↉]"
-WORD_LETTER = rf"(?:{LETTER}|[\u00ad\u0300-\u036f]|&[aeiouAEIOU](?:acute|grave|uml);)"
+SCRIPTS = range(0x300, 0x20D0), range(0x3000, 0xABFF), range(0x11000, 0x12000), range(0x1E000, 0x1F000)
+MARKS = "".join(  # those of symbols and emoji lie elsewhere
+    sign for codes in SCRIPTS for sign in map(chr, codes) if category(sign) in ("Mn", "Mc")
+)
+WORD_LETTER = rf"(?:{LETTER}|[\u00ad{MARKS}]|&[aeiouAEIOU](?:acute|grave|uml);)"
 WORD_PART = rf"{WORD_LETTER}(?:{WORD_LETTER}|\d)*"
 WORD = rf"{WORD_PART}(?:[.!?]{WORD_PART})*"  # a missing blank does not part: "ground.a"
 NUMBER = r"(?:\d*(?:[.:,\u00ad]\d+)+|\d+)"  # 1,000  12:45  10.14

@@ -4,9 +4,13 @@
     ids = tokenizer.encode("A dog runs.").ids        # <SOS>, " a", " dog", " runs", ".", <EOS>
     tokenizer.decode(ids)                            # "a dog runs."
 
-Normalised means: lower case, no accents, single blanks.  `decode(encode(text).ids)` is the normalised text,
-for every text: pieces are made of bytes, all 256 are in the vocabulary, and a word carries its blank.
-A tokenizer without a decoder gives "jo gg er running" for "jogger running", and BLEU then scores word pieces.
+Normalised means: lower case, no accents, single blanks, composed characters (Unicode's NFC).
+`decode(encode(text).ids)` is the normalised text, for every text: pieces are made of bytes, all 256 are in
+the vocabulary, and a word carries its blank.  A tokenizer without a decoder gives "jo gg er running" for
+"jogger running", and BLEU then scores word pieces.
+
+Accents are the marks on Latin and Greek letters.  In other scripts a mark makes another letter or is a vowel
+(Cyrillic й, Hindi कि, Thai ที่, Japanese が, Arabic harakat), and marks stay.  `keep_accents=True` keeps all.
 """
 
 import json
@@ -19,29 +23,39 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from support.errors import UsageError
 
 SPECIAL_TOKENS = PAD, SOS, EOS, UNK = "<PAD>", "<SOS>", "<EOS>", "<UNK>"
-BLANKS = r"\s+"  # the only pattern that a tokenizer may hold
+BLANKS = r"\s+"
+ACCENTS = r"(?<=[\p{Latin}\p{Greek}])\p{M}+"  # in decomposed text
+PATTERNS = (BLANKS, ACCENTS)  # the only ones that a tokenizer may hold
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+def normalizer(keep_accents: bool) -> normalizers.Normalizer:
+    """Lower case and single blanks; without accents unless they are to be kept; composed at the end."""
+    strip_accents = [] if keep_accents else [normalizers.Replace(Regex(ACCENTS), "")]
+    return normalizers.Sequence(
+        [
+            normalizers.NFD(),  # "é" becomes "e" and an accent
+            normalizers.Lowercase(),
+            *strip_accents,
+            normalizers.NFC(),  # or Korean syllables, "が" and "й" would stay in pieces
+            normalizers.Replace(Regex(BLANKS), " "),
+            normalizers.Strip(),
+        ]
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, keep_accents: bool = False) -> Tokenizer:
     """Trains byte pair encoding on `texts`: the same texts in the same order give the same tokenizer.
 
     Args:
         texts: what the pieces are counted on.
         vocabulary_size: the largest vocabulary, special tokens included; few texts give a smaller one.
+        keep_accents: whether "é" stays "é"; the tokenizer's file records it.
 
     Returns:
         A tokenizer whose `encode` puts <SOS> first and <EOS> last, and whose `decode` leaves them out.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFD(),  # "é" becomes "e" and an accent, which StripAccents then drops
-            normalizers.Lowercase(),
-            normalizers.StripAccents(),
-            normalizers.Replace(Regex(BLANKS), " "),
-            normalizers.Strip(),
-        ]
-    )
+    tokenizer.normalizer = normalizer(keep_accents)
     # Splits words, numbers and punctuation, so that "dog" and "dog." share a piece.  A word has its blank
     # with it.  The first word is given one too, or "dog" at the start would be another word than later on.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -101,6 +115,20 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
     return tokenizer
 
 
+def normalized(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """The texts as the tokenizer reads them; as they are where it has no normalizer."""
+    own = tokenizer.normalizer
+    return [own.normalize_str(text) for text in texts] if own else list(texts)
+
+
+def losing_accents(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """Those of the texts that the tokenizer changes beyond case, blanks and the order of marks."""
+    plain = normalizer(keep_accents=True).normalize_str
+    texts = [text for text in texts if not text.isascii()]
+    read = normalized(tokenizer, texts)
+    return [text for text, own in zip(texts, read) if plain(own) != plain(text)]
+
+
 def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
     """The words that tokens spell, and which of the tokens spell each.
 
@@ -132,7 +160,7 @@ def _require_harmless(value: Any) -> None:
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
-            if "Regex" in part and part["Regex"] != BLANKS:
+            if "Regex" in part and part["Regex"] not in PATTERNS:
                 raise ValueError(f"it matches the pattern {part['Regex']!r:.40}")
             if undefined := _undefined_tokens(part):
                 raise ValueError(f"its template names {min(undefined)!r:.40} and does not define it")

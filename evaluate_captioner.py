@@ -5,10 +5,11 @@
     python evaluate_captioner.py -c last --report report.html  one page to look at: curves, pictures, captions
     python evaluate_captioner.py -c last --out results.json
     python evaluate_captioner.py -c last --split-file dataset_coco.json --split test
+    python evaluate_captioner.py -c last --unit character      for languages without blanks between words
     torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
-Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON.  Of
-the whole val split it also writes how sure the captioner may be, beside the checkpoint, for caption.py.
+Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON.
+Of the whole val split it also writes how sure the captioner may be, beside the checkpoint, for caption.py.
 No picture is left out: one that cannot be read ends the evaluation, by name.
 """
 
@@ -33,6 +34,7 @@ from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score
 from support.processed import load_processed, load_split, open_split_file
+from support.scoring import Scoring, choose_scoring
 from support.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
 from transformer_components import BeamSearchOptions
 
@@ -69,10 +71,19 @@ def merged(dicts: tuple[dict, ...]) -> dict:
     return {key: value for part in dicts for key, value in part.items()}
 
 
-def scored(captioned: CaptionedSplit) -> dict[str, float]:
+def scoring_of(captioner: Captioner, dataset: ImgFirstDataset, **asked_for: str | None) -> Scoring:
+    """How captions of a data set are compared: by the rules of scoring.py, or as is asked for.
+
+    The captions of its whole split decide, so that a share of it is scored as all of it.
+    """
+    split = load_split(dataset.paths, dataset.split, "im2capts", dataset.split_file)
+    return choose_scoring(captioner.tokenizer, [text for _, texts in split for text in texts], **asked_for)
+
+
+def scored(captioned: CaptionedSplit, scoring: Scoring) -> dict[str, float]:
     """The metrics of the captions whose pictures have references, as fractions."""
     known = with_references(captioned.references)
-    return score(known, {image_id: captioned.captions[image_id] for image_id in known})
+    return score(known, {image_id: captioned.captions[image_id] for image_id in known}, scoring.tokenize)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,6 +95,14 @@ def main(arguments: list[str] | None = None) -> None:
     command_line.add_split_file_option(parser)
     parser.add_argument("-s", "--subset", metavar="FRACTION", type=command_line.fraction, default=1.0)
     parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
+    parser.add_argument(
+        "--references", choices=("official", "normalized"),
+        help="as people wrote them, or as the tokenizer reads them (default: normalized if it changes many)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unit", choices=("word", "character"),
+        help="what is compared (default: word, unless the script puts no blanks between words)",
+    )  # fmt: skip
     parser.add_argument(
         "--sample", action="store_true", help="the drawn sample data set and its small models"
     )
@@ -123,6 +142,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     require_references(loader.dataset)
     if options.split != "train":
         require_unseen(loader.dataset, state)
+    scoring = scoring_of(captioner, loader.dataset, references=options.references, unit=options.unit)
     with loader:
         captioned = caption_split(captioner, loader)
     if not distributed.is_main():
@@ -130,9 +150,10 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
 
     references, captions, _ = captioned
     train = [text for _, texts in load_split(paths, "train", "im2capts", split_file) for text in texts]
-    assessment = assess(*captioned, train)
+    assessment = assess(*captioned, train, scoring)
     which = pictures_in_words(options, split_file)
-    assessment = provenance(path, which, captioner.options, assessment["scored_images"]) | assessment
+    sources = provenance(path, which, captioner.options, assessment["scored_images"], scoring)
+    assessment = sources | assessment
 
     written = [results, results.with_name(f"{results.stem}_metrics.json")]
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
@@ -141,7 +162,9 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         written += save_calibration(path, captioner.options, assessment["calibration"])
     if options.report:
         place = partial(loader.dataset.file, options.split)
-        write_report(options.report, captioner, state, encoder, place, references, captions, assessment)
+        write_report(
+            options.report, captioner, state, encoder, place, references, captions, assessment, scoring
+        )
         written.append(options.report)
 
     for image_id, text in list(captions.items())[:EXAMPLES]:
@@ -160,7 +183,9 @@ def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None)
     return which if options.subset == 1 else f"{which} -s {options.subset:g}"
 
 
-def provenance(checkpoint: Path, which: str, search: BeamSearchOptions, scored_images: int) -> dict[str, Any]:
+def provenance(
+    checkpoint: Path, which: str, search: BeamSearchOptions, scored_images: int, scoring: Scoring
+) -> dict[str, Any]:
     """What figures are of: without it nobody can compare them.
 
     Args:
@@ -168,11 +193,12 @@ def provenance(checkpoint: Path, which: str, search: BeamSearchOptions, scored_i
         which: the pictures, in words.
         search: how captions were searched for.
         scored_images: number of pictures that have references.
+        scoring: how captions were compared.
     """
     beams = f"beams={search.num_beams} alpha={search.length_alpha:g}"
     model = f"checkpoint {checkpoint.name} sha256 {checkpoints.digest(checkpoint)[:12]}"
     return {
-        "signature": f"coco-ptb | n={scored_images} | {which} | {beams} | {model}",
+        "signature": f"{scoring.signature} | n={scored_images} | {which} | {beams} | {model}",
         "checkpoint": str(checkpoint),
         "split": which,
         "num_beams": search.num_beams,

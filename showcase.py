@@ -32,6 +32,7 @@ from support.contents import require_weights
 from support.files import replacing
 from support.metrics import image_scores, image_statistics
 from support.report import page
+from support.scoring import OFFICIAL, Scoring
 from transformer_components import StackConfig, evaluating
 
 SHOWN_PICTURES = 4  # reconstructed
@@ -172,6 +173,7 @@ def examples(
     references: Mapping[int, list[str]],
     captions: Mapping[int, str],
     count: int = 3,
+    scoring: Scoring = OFFICIAL,
 ) -> dict[str, list[Example]]:
     """The captions of highest CIDEr, those in the middle, and those of lowest: chosen by figure, not by hand.
 
@@ -181,12 +183,14 @@ def examples(
         references: for each image id, what people wrote; an image without any is passed over.
         captions: for the same ids, what the model wrote.
         count: how many of each kind, fewer where there are not enough.
+        scoring: how captions are compared.
 
     Returns:
         "best", "median" and "worst", each from better to worse.
     """
     known = with_references(references)
-    statistics = image_statistics(known, {image_id: captions[image_id] for image_id in known})
+    hypotheses = {image_id: captions[image_id] for image_id in known}
+    statistics = image_statistics(known, hypotheses, scoring.tokenize)
     figures = image_scores(statistics)
     ranking = sorted(range(len(known)), key=lambda row: (-float(figures["CIDEr"][row]), row))
     count = min(count, len(ranking) // 3) or 1
@@ -221,6 +225,7 @@ def write_report(
     references: Mapping[int, list[str]],
     captions: Mapping[int, str],
     assessment: Mapping[str, Any],
+    scoring: Scoring = OFFICIAL,
 ) -> None:
     """Writes the report of one evaluation as a single HTML page.
 
@@ -233,6 +238,7 @@ def write_report(
         references: for each image id, what people wrote.
         captions: for the same ids, what the model wrote.
         assessment: what the metrics JSON holds.
+        scoring: how captions are compared.
     """
     stages = ({"encoder": encoder} if encoder else {}) | {"captioner": state}
     reconstructions = []
@@ -247,7 +253,7 @@ def write_report(
         assessment,
         {stage: contents["progress"]["history"] for stage, contents in stages.items()},
         reconstructions,
-        examples(captioner, place, references, captions),
+        examples(captioner, place, references, captions, scoring=scoring),
         {stage: contents["config"] for stage, contents in stages.items()},
     )
     with replacing(path) as temporary:

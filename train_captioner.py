@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from captioner import first_captions, new_captioner, require_captioner
 from coco_loader import CaptionBatch, get_coco_loader, training_pictures
-from evaluate_captioner import caption_split, require_references, scored
+from evaluate_captioner import caption_split, require_references, scored, scoring_of
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from paths import chosen
@@ -162,6 +162,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         batch_size=config.eval_batch_size * distributed.world_size(), **common,
     )  # fmt: skip
     require_references(picture_loader.dataset)
+    scoring = scoring_of(captioner, picture_loader.dataset)
 
     def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return caption_loss(trainer.network, batch, pad_id, config.label_smoothing)
@@ -185,6 +186,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     if distributed.is_main():
         print(f"pictures: {described(pictures)}", flush=True)
+        for note in scoring.notes:
+            print(f"note: BLEU: {note}", file=sys.stderr, flush=True)
     with lock, train_loader, val_loader, picture_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start
@@ -194,7 +197,10 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
             if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
                 captioned = caption_split(captioner, picture_loader)
                 statistics = caption_statistics(captioned.captions.values())
-                figures |= {"bleu4": scored(captioned)["BLEU-4"], "distinct_captions": statistics.distinct}
+                figures |= {
+                    "bleu4": scored(captioned, scoring)["BLEU-4"],
+                    "distinct_captions": statistics.distinct,
+                }
                 if statistics.collapsed and distributed.is_main():
                     print(statistics.warning(), file=sys.stderr, flush=True)
             trainer.complete(figures)

@@ -18,6 +18,7 @@ from support.metrics import (
     image_statistics,
     score,
 )
+from support.scoring import OFFICIAL, Scoring
 
 
 def with_references(references: Mapping[int, list[str]]) -> dict[int, list[str]]:
@@ -30,6 +31,7 @@ def assess(
     captions: Mapping[int, str],
     scores: Mapping[int, float],
     train: list[str],
+    scoring: Scoring = OFFICIAL,
 ) -> dict[str, Any]:
     """Scores and counts.
 
@@ -38,27 +40,35 @@ def assess(
         captions: for the same ids, what the model wrote.
         scores: for the same ids, the mean log-probability of the caption's tokens.
         train: all captions of the training split.
+        scoring: how captions are compared, in all figures alike.
 
     Returns:
         By metric, as fractions: "metrics", "intervals" (of 95 %, two bounds), and the figures of a constant
-        caption and of people.  Besides counts of pictures, how varied the captions are, and "calibration".
+        caption and of people.  Besides how all were scored, counts of pictures, how varied the captions are,
+        and "calibration".
 
     Raises:
         UsageError: no picture has references.
     """
     known = with_references(references)
-    statistics = image_statistics(known, {image_id: captions[image_id] for image_id in known})
+    statistics = image_statistics(
+        known, {image_id: captions[image_id] for image_id in known}, scoring.tokenize
+    )
+    train = scoring.readable(train)
     constant = constant_caption(train)
     others, people = human_captions(known)
     counts = caption_statistics(captions.values(), train)
     return {
+        "references": scoring.references,
+        "unit": scoring.unit,
+        "notes": list(scoring.notes),
         "images": len(captions),
         "scored_images": len(known),
         "metrics": corpus_scores(statistics),
         "intervals": {metric: list(bounds) for metric, bounds in confidence_intervals(statistics).items()},
         "constant_caption": constant,
-        "constant_caption_metrics": score(known, dict.fromkeys(known, constant)),
-        "human_metrics": score(others, people) if people else None,
+        "constant_caption_metrics": score(known, dict.fromkeys(known, constant), scoring.tokenize),
+        "human_metrics": score(others, people, scoring.tokenize) if people else None,
         "human_images": len(people),
         "captions": asdict(counts) | {"collapsed": counts.collapsed},
         "calibration": _confidence(statistics, scores),
@@ -100,7 +110,7 @@ def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
     if missing := assessment["images"] - assessment["scored_images"]:
         yield f"{missing:,} pictures have no caption by a person: captioned, but not scored"
     if assessment["calibration"]:
-        yield from _reliability(assessment["calibration"])
+        yield from _reliability(assessment["calibration"], assessment["unit"])
     if statistics.collapsed:
         yield ""
         yield statistics.warning()
@@ -121,12 +131,13 @@ def _figures(assessment: Mapping[str, Any]) -> Iterator[str]:
         yield f"human: the first caption of a picture against its others, {pictures}"
     else:
         yield "human: no picture has two captions"
+    yield from (f"note: {note}" for note in assessment["notes"])
 
 
-def _reliability(calibration: Mapping[str, Any]) -> Iterator[str]:
+def _reliability(calibration: Mapping[str, Any], unit: str) -> Iterator[str]:
     yield ""
-    yield "confidence: the share of a caption's words that people use of the picture, foretold from the mean"
-    yield "log-probability of its tokens; each half of the pictures by the map fitted on the other half"
+    yield f"confidence: the share of a caption's {unit}s that people use of the picture, foretold from the"
+    yield "mean log-probability of its tokens; each half of the pictures by the map fitted on the other half"
     yield f"{'log-probability':>15} {'foretold':>9} {'came true':>10} {'pictures':>9}"
     for row in calibration["reliability"]:
         span = f"{row['lowest']:.2f} – {row['highest']:.2f}"

@@ -1,6 +1,7 @@
 """Caption metrics equal to the official COCO evaluation's: BLEU-1..4, ROUGE-L and CIDEr-D, without Java.
 
-Raw captions go in; both sides are tokenized here, as the official evaluation does it.  `image_statistics`
+Raw captions go in; both sides are tokenized here, as the official evaluation does it, unless another way is
+asked for (see scoring.py).  `image_statistics`
 looks at every image once and keeps the few numbers from which all else follows, vectorised over images: the
 figures of all (`corpus_scores`), of each (`image_scores`), and bootstrap intervals (`confidence_intervals`).
 All figures are fractions; papers print them times 100.
@@ -16,7 +17,7 @@ BLEU: Papineni et al. 2002.  ROUGE-L: Lin 2004.  CIDEr-D: Vedantam et al. 2015.
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,7 @@ CIDER_SIGMA = 6.0  # width of the Gaussian that punishes a difference in length,
 # without any match gives a figure such as 5.9e-9 instead of 0.
 TINY, SMALL = 1e-15, 1e-9
 
+Tokenize = Callable[[list[str]], list[str]]  # of each caption its tokens, joined by blanks
 Counts = Counter[tuple[str, ...]]  # how often a caption says each of its n-grams, of all four orders
 
 
@@ -63,12 +65,15 @@ class ImageStatistics:
     cider: torch.Tensor  # (I,) float64
 
 
-def score(references: dict[int, list[str]], hypotheses: dict[int, str]) -> dict[str, float]:
+def score(
+    references: dict[int, list[str]], hypotheses: dict[int, str], tokenize: Tokenize = ptb_tokenize
+) -> dict[str, float]:
     """Scores one caption an image against the image's references.
 
     Args:
         references: for each image id, its captions as people wrote them.
         hypotheses: for each of the same ids, the caption to score.  An empty one scores 0.
+        tokenize: what splits captions into what is compared; by default the official words.
 
     Returns:
         `METRICS` as fractions.  CIDEr weighs words by the references of these very images, so figures of
@@ -77,15 +82,17 @@ def score(references: dict[int, list[str]], hypotheses: dict[int, str]) -> dict[
     Raises:
         UsageError: the ids of the two differ, an image has no references, or there are no images.
     """
-    return corpus_scores(image_statistics(references, hypotheses))
+    return corpus_scores(image_statistics(references, hypotheses, tokenize))
 
 
-def image_statistics(references: dict[int, list[str]], hypotheses: dict[int, str]) -> ImageStatistics:
+def image_statistics(
+    references: dict[int, list[str]], hypotheses: dict[int, str], tokenize: Tokenize = ptb_tokenize
+) -> ImageStatistics:
     """Tokenizes and compares; arguments and errors as for `score`."""
     _check(references, hypotheses)
     image_ids = sorted(references)
-    hypothesis_captions = ptb_tokenize([hypotheses[image_id] for image_id in image_ids])
-    reference_captions = [ptb_tokenize(references[image_id]) for image_id in image_ids]
+    hypothesis_captions = tokenize([hypotheses[image_id] for image_id in image_ids])
+    reference_captions = [tokenize(references[image_id]) for image_id in image_ids]
 
     # Where a token holds a no-break space ("22 3/4"), it is two words to BLEU and CIDEr but one to ROUGE-L.
     hypothesis_words = [caption.split() for caption in hypothesis_captions]

@@ -155,6 +155,7 @@ def _metrics(assessment: Mapping[str, Any]) -> Markup:
     return joined(
         element("div", element("table", rows), class_="scroll"),
         element("p", told, class_="soft"),
+        [element("p", f"Note: {note}.", class_="soft") for note in assessment["notes"]],
         element("p", element("strong", warning)) if warning else None,
     )
 

@@ -8,8 +8,9 @@
     python evaluate_captioner.py -c last --unit character      for languages without blanks between words
     torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
-Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON.
-Of the whole val split it also writes how sure the captioner may be, beside the checkpoint, for caption.py.
+Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON;
+their names say what is not as by default.  Of the whole val split, searched and scored as by default, it
+also writes how sure the captioner may be, beside the checkpoint, for caption.py.
 No picture is left out: one that cannot be read ends the evaluation, by name.
 """
 
@@ -128,11 +129,12 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
     split_file = open_split_file(options.split_file, paths)
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
-    results = options.results or path.with_name(f"{path.stem}_{options.split}_results.json")
-    for file in filter(None, (results, options.report)):
-        require_place(file)  # now, not after an hour of beam search
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, options.beams, path)
+    changes = differences(options, state["config"]["num_beams"])
+    results = options.results or path.with_name(results_name(path.stem, options.split, split_file, changes))
+    for file in filter(None, (results, options.report)):
+        require_place(file)  # now, not after an hour of beam search
     loader = get_coco_loader(
         options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
         transform=captioner.transform, num_workers=NUM_WORKERS, paths=paths, subset=options.subset,
@@ -158,7 +160,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     written = [results, results.with_name(f"{results.stem}_metrics.json")]
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
     write_json(written[-1], assessment)
-    if options.split == "val" and options.subset == 1:
+    if options.split == "val" and not changes:
         written += save_calibration(path, captioner.options, assessment["calibration"])
     if options.report:
         place = partial(loader.dataset.file, options.split)
@@ -181,6 +183,31 @@ def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None)
     if split_file:
         which = f"{options.split} of {split_file.name} sha256 {split_file.sha256[:12]}"
     return which if options.subset == 1 else f"{which} -s {options.subset:g}"
+
+
+def differences(options: argparse.Namespace, num_beams: int) -> list[str]:
+    """What an evaluation does otherwise than by default, each in a word for the name of a file.
+
+    Args:
+        options: of the command line.
+        num_beams: the checkpoint's.
+    """
+    parts = [f"s{options.subset:g}"] if options.subset != 1 else []
+    parts += [f"beams{options.beams}"] if options.beams not in (None, num_beams) else []
+    return parts + [choice for choice in (options.references, options.unit) if choice]
+
+
+def results_name(stem: str, split: str, split_file: SplitFile | None, changes: list[str]) -> str:
+    """The name of a results file, so that no evaluation replaces the results of another.
+
+    Args:
+        stem: the checkpoint's name without its ending.
+        split: the split.
+        split_file: which says what is in it; by its name and its digest.
+        changes: what `differences` gives.
+    """
+    source = [f"{Path(split_file.name).stem}-{split_file.sha256[:8]}"] if split_file else []
+    return "_".join([stem, split, *source, *changes, "results.json"])
 
 
 def provenance(

@@ -1,0 +1,91 @@
+"""No evaluation replaces the results of another, and the names say what each is of."""
+
+import json
+
+import pytest
+
+import evaluate_captioner
+import process_coco
+from tests.language_cases import CAPTIONS
+from tests.training_cases import state_of, train_captions, train_mae, write_config
+
+
+@pytest.fixture
+def run(make_tiny_coco, tmp_path, monkeypatch):
+    """Evaluates a checkpoint with options: what files it wrote beside it, and the metrics."""
+    monkeypatch.setattr("support.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
+    paths = make_tiny_coco(train=6, val=4, unlabeled=0)
+    mae = write_config(tmp_path, "mae_config.yaml", splits=["train"])
+    train_mae(paths["data"], tmp_path / "out", mae, "--epochs", "1")
+    train_captions(paths["data"], tmp_path / "out", write_config(tmp_path, "captioner_config.yaml"),
+                   "-p", "last", "--epochs", "1")  # fmt: skip
+    checkpoint = tmp_path / "out" / "captioner" / "checkpoint1.pt"
+
+    def evaluate(*options: str) -> tuple[set[str], dict]:
+        before = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
+        evaluate_captioner.main(["-c", str(checkpoint), "--data", str(paths["data"]), *options])
+        for path, content in before.items():
+            assert path.read_bytes() == content, f"{path.name} was replaced"
+        written = {path.name for path in checkpoint.parent.iterdir()} - {path.name for path in before}
+        (metrics,) = [name for name in written if name.endswith("_metrics.json")]
+        return written, json.loads(checkpoint.with_name(metrics).read_text())
+
+    evaluate.paths, evaluate.checkpoint = paths, checkpoint
+    return evaluate
+
+
+def files(name: str) -> set[str]:
+    return {f"checkpoint1_{name}_results.json", f"checkpoint1_{name}_results_metrics.json"}
+
+
+def test_what_is_not_the_full_evaluation_has_a_name_of_its_own(run, tmp_path):
+    """`--beams 1` or `-s 0.01`, tried after hours of evaluation, replaced its results."""
+    written, metrics = run()
+    assert written == files("val") | {"checkpoint1_calibration.json"}
+    assert (metrics["references"], metrics["unit"]) == ("official", "word")
+    assert run("--beams", "1")[0] == files("val_beams1")
+    assert run("-s", "0.5")[0] == files("val_s0.5")
+    assert run("-s", "0.5", "--beams", "1")[0] == files("val_s0.5_beams1")
+    assert run("--split", "train")[0] == files("train")
+    written, metrics = run("--unit", "character", "--references", "normalized")
+    assert written == files("val_normalized_character")
+    assert metrics["signature"].startswith("characters normalized | n=4 | val2017 |")
+    assert metrics["unit"] == "character"
+    assert metrics["num_beams"] == 2
+
+
+def test_the_checkpoints_own_search_is_the_default_one(run):
+    assert run("--beams", "2")[0] == files("val") | {"checkpoint1_calibration.json"}
+
+
+def test_a_split_file_is_in_the_name_by_what_is_in_it(run, tmp_path):
+    ids = {split: sorted(int(path.stem) for path in run.paths[f"{split}_images"].iterdir())
+           for split in ("train", "val")}  # fmt: skip
+    path, names = tmp_path / "mine.json", []
+    for count in (2, 1):
+        path.write_text(json.dumps(ids | {"val": ids["val"][count:], "test": ids["val"][:count]}))
+        written, _ = run("--split-file", str(path), "--split", "test")
+        names += [name for name in written if "metrics" not in name]
+        assert names[-1].startswith("checkpoint1_test_mine-")
+    assert names[0] != names[1], "another split under the same name"
+
+
+@pytest.mark.parametrize(("language", "note"), [("German", "references"), ("Chinese", "characters")])
+def test_bleu_in_training_follows_the_same_rules(run, tmp_path, capsys, monkeypatch, language, note):
+    """What is right by evaluation is right in training, by which the best checkpoint is kept."""
+    text, said, _ = CAPTIONS[language]
+    for split in ("train", "val"):
+        content = json.loads(run.paths[f"{split}_captions"].read_text())
+        for entry in content["annotations"]:
+            entry["caption"] = text
+        run.paths[f"{split}_captions"].write_text(json.dumps(content))
+    run.paths["tokenizer"].unlink()
+    process_coco.main(["--captions-only", "--data", str(run.paths["data"])])
+    monkeypatch.setattr("captioner.Captioner.text", lambda *_: said)
+    config = write_config(tmp_path, "captioner_config.yaml", eval_freq=1)
+    capsys.readouterr()
+    train_captions(run.paths["data"], tmp_path / "out", config, "-p", "last", "--epochs", "1")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: BLEU: ")]
+    assert note in line
+    (entry,) = state_of(tmp_path / "out", "captioner")["progress"]["history"]
+    assert entry["bleu4"] == pytest.approx(1)

@@ -205,12 +205,12 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                     print(statistics.warning(), file=sys.stderr, flush=True)
             trainer.complete(figures)
             if distributed.is_main():
-                unit = "pairs" if config.captions_per_image == 1 else "pictures"
+                unit = "pairs" if config.captions_per_image == 1 else "images"
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, unit), flush=True)
                 examples = first_captions(captioner, picture_loader.dataset)
                 print("\n".join(f"    {name}: {text}" for name, text in examples.items()), flush=True)
                 if board:
-                    board.figures(trainer.progress.history[-1], optimizer)
+                    board.figures(trainer.progress.history[-1], optimizer, unit)
                     board.captions(examples, epoch)
 
 

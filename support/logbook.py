@@ -29,7 +29,13 @@ def _finite(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
-    """One epoch in a line: `epoch  3/12 | train 1.2345 | val 1.3456 | BLEU-4 61.20 | rate 1.0e-04 | ...`."""
+    """One epoch: `epoch  3/12 | train 1.2345 | val 1.3456 | BLEU-4 61.20 | ... | 245 pairs/s, 80 s`.
+
+    Args:
+        entry: the epoch's, as the log has it.
+        total_epochs: of the schedule.
+        unit: what a sample is, "images" or "pairs" of an image and a caption.
+    """
     parts = [f"epoch {entry['epoch']:3d}/{total_epochs}"]
     parts.append(f"train {entry['train_loss']:.4f}")
     parts.append(f"val {entry['val_loss']:.4f}")

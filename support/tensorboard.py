@@ -23,7 +23,7 @@ TAGS = {  # what an epoch's figures are called
     "learning_rate": "rate/base",
     "gradient_norm": "steps/gradient norm",
     "skipped_steps": "steps/skipped",
-    "samples_per_second": "speed/images per second",
+    "samples_per_second": "speed/{unit} per second",
     "unreadable_samples": "steps/unreadable samples",
 }
 
@@ -54,13 +54,21 @@ class Board:
             ) from error
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
-    def figures(self, entry: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """One epoch's figures, and the rate of each group of parameters that learns."""
+    def figures(
+        self, entry: Mapping[str, Any], optimizer: torch.optim.Optimizer, unit: str = "images"
+    ) -> None:
+        """One epoch's figures, and the rate of each group of parameters that learns.
+
+        Args:
+            entry: the epoch's, as the log has it.
+            optimizer: of the run.
+            unit: what a sample is, "images" or "pairs" of an image and a caption.
+        """
         epoch = entry["epoch"]
         for key, tag in TAGS.items():
             value = entry.get(key)
             if value is not None and math.isfinite(value):
-                self.writer.add_scalar(tag, value, epoch)
+                self.writer.add_scalar(tag.format(unit=unit), value, epoch)
         for number, group in enumerate(optimizer.param_groups):
             if any(parameter.requires_grad for parameter in group["params"]):
                 self.writer.add_scalar(f"rate/group {number}", float(group["lr"]), epoch)

@@ -56,6 +56,8 @@ def test_the_captioners_rates_and_captions_are_on_the_board(run, tmp_path, capsy
     run("captioner", "out", "-p", "last", "--epochs", "1", "--tensorboard")
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     events = read(tmp_path / "out" / "captioner")
+    assert events.Scalars("speed/pairs per second"), "of images it is another number"
+    assert "speed/images per second" not in events.Tags()["scalars"]
     (event,) = events.Tensors("captions/text_summary")
     table = event.tensor_proto.string_val[0].decode().splitlines()[2:]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]

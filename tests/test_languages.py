@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 import process_coco
+from support.caption_statistics import caption_statistics
 from support.errors import UsageError
 from support.ptb_tokenizer import ptb_tokenize
 from support.tokenizer import losing_accents, normalized, normalizer, parse_tokenizer, train_tokenizer
@@ -70,6 +71,10 @@ def test_the_official_tokens_keep_the_marks_of_words(language):
     blanks = text.lower().replace("\u200c", " ").split()
     assert ptb_tokenize([text])[0].split(" ") == blanks
     assert ptb_tokenize([text + "।"])[0].split(" ") == blanks
+
+
+def test_captions_that_differ_in_marks_alone_are_two():
+    assert caption_statistics(["कि", "की", "की।"]).distinct == 2
 
 
 def test_older_tokenizers_and_no_other_patterns_are_read():

@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from showcase import examples
 from support.assessment import assess, lines
 from support.metrics import METRICS, image_statistics, score
 from support.ptb_tokenizer import ptb_tokenize
+from support.report import page
 from support.scoring import OFFICIAL, characters, choose_scoring, mostly_unspaced
 from support.tokenizer import normalized, parse_tokenizer, train_tokenizer
 from tests.captioner_cases import random_captioner
@@ -91,18 +94,29 @@ def test_all_figures_of_an_assessment_are_of_one_scoring():
     text = CAPTIONS["German"][0]
     tokenizer = train_tokenizer([text] * 2, 400)
     scoring = choose_scoring(tokenizer, [text])
-    references = {i: [text, text] for i in range(3)}
+    references = {i: [text, CAPTIONS["German"][1]] for i in range(3)}  # people differ in accents alone
     said, sure = dict.fromkeys(references, CAPTIONS["German"][1]), dict.fromkeys(references, -1.0)
     found = assess(references, said, sure, [text], scoring)
     for key in ("metrics", "constant_caption_metrics", "human_metrics"):
         assert found[key]["BLEU-4"] == pytest.approx(1), key
     assert (found["references"], found["unit"]) == ("normalized", "word")
     assert found["captions"]["in_train"] == 3
-    assert "note: the tokenizer changes 1 of 1 references" in "\n".join(lines(found))
-    official = assess(references, said, sure, [text])
+    note = "the tokenizer changes 1 of 1 references beyond case"
+    assert f"note: {note}" in "\n".join(lines(found))
+    assert f"Note: {note}" in page(found | {"split": "val2017", "signature": ""}, {}, [], {}, {})
+    official = assess({i: [text] for i in references}, said, sure, [text])
     assert (official["references"], official["unit"], official["notes"]) == ("official", "word", [])
     assert official["metrics"]["BLEU-4"] < 0.1
     assert list(official["metrics"]) == list(METRICS)
+
+
+def test_the_captions_of_a_report_are_scored_as_all_are(captioner, tmp_path):
+    text, said = "Öl an der Tür", "ol an der tur"  # short enough for the little decoder
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png")
+    scoring = choose_scoring(train_tokenizer([text] * 2, 400), [text])
+    chosen = examples(captioner, lambda _: tmp_path / "1.png", {1: [text]}, {1: said}, scoring=scoring)
+    assert chosen["best"][0].figures["BLEU-4"] == pytest.approx(1)
+    assert chosen["best"][0].references == [text], "shown as people wrote it"
 
 
 def test_scoring_as_by_default_is_the_official_one():

@@ -1,10 +1,9 @@
 """Caption metrics equal to the official COCO evaluation's: BLEU-1..4, ROUGE-L and CIDEr-D, without Java.
 
 Raw captions go in; both sides are tokenized here, as the official evaluation does it, unless another way is
-asked for (see scoring.py).  `image_statistics`
-looks at every image once and keeps the few numbers from which all else follows, vectorised over images: the
-figures of all (`corpus_scores`), of each (`image_scores`), and bootstrap intervals (`confidence_intervals`).
-All figures are fractions; papers print them times 100.
+asked for (scoring.py).  `image_statistics` looks at every image once and keeps the few numbers from which all
+else follows, vectorised over images: the figures of all (`corpus_scores`), of each (`image_scores`), and
+bootstrap intervals (`confidence_intervals`).  All figures are fractions; papers print them times 100.
 
     >>> references = {1: ["A dog runs.", "The dog is running."], 2: ["Two red cars on a road."]}
     >>> round(score(references, {1: "A dog runs.", 2: "A red car on a road."})["BLEU-1"], 3)

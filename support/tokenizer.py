@@ -25,7 +25,9 @@ from support.errors import UsageError
 SPECIAL_TOKENS = PAD, SOS, EOS, UNK = "<PAD>", "<SOS>", "<EOS>", "<UNK>"
 BLANKS = r"\s+"
 ACCENTS = r"(?<=[\p{Latin}\p{Greek}])\p{M}+"  # in decomposed text
-PATTERNS = (BLANKS, ACCENTS)  # the only ones that a tokenizer may hold
+# A word with the blank before it, a number, punctuation; English endings.  A mark belongs to its letter.
+WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+PATTERNS = (BLANKS, ACCENTS, WORDS)  # the only ones that a tokenizer may hold
 
 
 def normalizer(keep_accents: bool) -> normalizers.Normalizer:
@@ -58,7 +60,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, keep_accents: bo
     tokenizer.normalizer = normalizer(keep_accents)
     # Splits words, numbers and punctuation, so that "dog" and "dog." share a piece.  A word has its blank
     # with it.  The first word is given one too, or "dog" at the start would be another word than later on.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="always", split=False),
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.Sequence(
         [decoders.ByteLevel(), decoders.Strip(content=" ", left=1, right=0)]
     )

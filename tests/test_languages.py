@@ -73,6 +73,14 @@ def test_the_official_tokens_keep_the_marks_of_words(language):
     assert ptb_tokenize([text + "।"])[0].split(" ") == blanks
 
 
+@pytest.mark.parametrize("language", set(CAPTIONS) - {"Persian"})
+def test_a_word_that_is_known_is_one_piece(language):
+    """Marks were split off, and a Hindi word of six signs was six tokens for ever."""
+    text = CAPTIONS[language][0].rstrip(".。")
+    tokenizer = train_tokenizer([text] * 2, 5000)
+    assert len(tokenizer.encode(text).ids) - 2 == len(text.split())
+
+
 def test_captions_that_differ_in_marks_alone_are_two():
     assert caption_statistics(["कि", "की", "की।"]).distinct == 2
 

@@ -2,6 +2,7 @@
 
 A folder appears under its name only when every wanted file in it is whole.  A process that is killed half-way
 leaves `NAME.partial`; the next one keeps those files that have the right size and CRC, and writes the others.
+A file of the folder itself is replaced only where nothing is lost: it holds a beginning of the archive's.
 """
 
 import os
@@ -61,7 +62,8 @@ def wanted_members(archive: Path, pattern: Pattern[str]) -> list[zipfile.ZipInfo
 def extract(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
     """Brings `members` into `folder`, each by its base name; files that are there and whole are kept.
 
-    Other files in `folder` stay as they are.  Each member is read to its end, so that its CRC is checked.
+    A file that an interrupted unzip left, which holds a beginning of the archive's, is completed.  All others
+    in `folder` stay as they are.  Each member is read to its end, so that its CRC is checked.
 
     Args:
         archive: the zip archive.
@@ -70,11 +72,13 @@ def extract(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None
 
     Raises:
         BadArchiveError: a member is damaged.
+        UsageError: files of these names are there that are not the archive's; nothing was written.
         RunError: the disk has no room.
         OSError: the folder cannot be written.
     """
     partial = folder.with_name(folder.name + ".partial")
     missing = [member for member in members if not is_whole(folder / base_name(member), member)]
+    _require_nothing_lost(archive, missing, folder)
     if missing:
         partial.mkdir(parents=True, exist_ok=True)
         _remove_strangers(partial, {base_name(member) for member in missing})
@@ -109,6 +113,41 @@ def is_whole(path: Path, member: zipfile.ZipInfo) -> bool:
         while block := file.read(BLOCK):
             crc = zlib.crc32(block, crc)
     return crc == member.CRC
+
+
+def _require_nothing_lost(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
+    """Raises UsageError where a member would replace a file that the archive did not bring."""
+    there = [member for member in members if os.path.lexists(folder / base_name(member))]
+    if not there:
+        return
+    with _opened(archive) as file:
+        foreign = [
+            member for member in there if not _is_beginning(folder / base_name(member), archive, file, member)
+        ]
+    if foreign:
+        names = ", ".join(base_name(member) for member in foreign[:5]) + " ..." * (len(foreign) > 5)
+        raise UsageError(
+            f"{folder} holds files of other content under names of {archive.name}, {len(foreign):,} in all, "
+            f"and none is replaced: {names}: name another data root with --data; for images of your own "
+            "`python process_coco.py --own DIR` makes one"
+        )
+
+
+def _is_beginning(path: Path, archive: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    """Whether a file holds the first bytes of the member, and behind them at most zeros.
+
+    That is what an interrupted unzip leaves; the zeros come from a power cut, or from tools that make room
+    beforehand.
+    """
+    interrupts.check()
+    if not path.is_file() or path.stat().st_size > member.file_size:  # a folder, or a link to nowhere
+        return False
+    with open(path, "rb") as mine:
+        for block in _blocks(archive, file, member):
+            if (begun := mine.read(len(block))) != block:
+                rest = iter(lambda: mine.read(BLOCK), b"")
+                return block.startswith(begun.rstrip(b"\0")) and not any(map(any, rest))
+    return True
 
 
 def _write(archive: Path, members: list[zipfile.ZipInfo], partial: Path) -> None:

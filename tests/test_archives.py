@@ -76,6 +76,67 @@ def test_extract_completes_a_folder_and_keeps_what_is_whole(tmp_path: Path) -> N
     assert not partial.exists()
 
 
+def link_to_nowhere(path: Path, theirs: bytes) -> None:
+    path.symlink_to("/a drive/that is not mounted.jpg")
+
+
+FOREIGN = {
+    "another picture": lambda path, theirs: path.write_bytes(b"\xff\xd8" + bytes(range(100))),
+    "one bit of difference": lambda path, theirs: path.write_bytes(bytes([theirs[0] ^ 1]) + theirs[1:]),
+    "a bit, after a beginning": lambda path, theirs: path.write_bytes(theirs[:50] + bytes(20) + b"x"),
+    "theirs and more": lambda path, theirs: path.write_bytes(theirs + b"a film"),
+    "theirs and zeros": lambda path, theirs: path.write_bytes(theirs + bytes(9)),
+    "a folder": lambda path, theirs: path.mkdir(),
+    "a link to nowhere": link_to_nowhere,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_no_file_that_the_archive_did_not_bring_is_replaced(tmp_path: Path, kind: str) -> None:
+    """One's own pictures, numbered as COCO's are, were gone after a download that ended well."""
+    archive, folder = make_archive(tmp_path / "val.zip"), tmp_path / "val2017"
+    folder.mkdir()
+    (folder / "000000000001.jpg").write_bytes(
+        FILES["000000000001.jpg"][:100]
+    )  # this alone would be completed
+    FOREIGN[kind](folder / "000000000003.jpg", FILES["000000000003.jpg"])
+    before = {path: path.lstat() for path in tmp_path.rglob("*")}
+    with pytest.raises(UsageError, match=r"1 in all, and none is replaced: 000000000003\.jpg: .*--data"):
+        unpack(archive, folder)
+    after = {path: path.lstat() for path in tmp_path.rglob("*")}
+    assert {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in after.items()} == {
+        path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in before.items()
+    }
+
+
+def test_of_many_files_in_the_way_five_are_named(tmp_path: Path) -> None:
+    archive, folder = make_archive(tmp_path / "val.zip"), tmp_path / "val2017"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"8 in all.* 000000000004\.jpg \.\.\.: ") as error:
+        unpack(archive, folder)
+    assert "000000000005" not in str(error.value)
+
+
+@pytest.mark.parametrize("left", ["beginning", "beginning and zeros", "zeros", "nothing"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_an_interrupted_unzip_left_is_completed(tmp_path: Path, left: str, method: int) -> None:
+    """Larger than a block that is read at a time, too."""
+    whole = random.Random(0).randbytes(archives.BLOCK + 5000)
+    name = "000000000001.jpg"
+    archive = make_archive(tmp_path / "val.zip", {f"val2017/{name}": whole}, method)
+    folder = tmp_path / "val2017"
+    for length in (300, archives.BLOCK - 1, archives.BLOCK + 300):
+        content = b"" if left in ("zeros", "nothing") else whole[:length]
+        if left.endswith("zeros"):
+            content = content.ljust(length + 200, b"\0")
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+        unpack(archive, folder)
+        assert contents(folder) == {name: whole}
+
+
 def test_killed_extraction_is_completed(tmp_path: Path) -> None:
     """Real processes, killed at random moments: never a folder under its name that is not whole."""
     content = {

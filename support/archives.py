@@ -6,6 +6,7 @@ A file of the folder itself is replaced only where nothing is lost: it holds a b
 """
 
 import os
+import re
 import shutil
 import stat
 import struct
@@ -52,6 +53,8 @@ def wanted_members(archive: Path, pattern: Pattern[str]) -> list[zipfile.ZipInfo
         seen.add(name)
     _check_overlaps(archive, members)
     wanted = [member for member in members if pattern.fullmatch(member.filename)]
+    if streams := [member.filename for member in wanted if ":" in member.filename]:
+        raise BadArchiveError(f"{archive}: {streams[0]!r} is no file's name on Windows: nothing was unpacked")
     _check_content(archive, wanted)
     names = {base_name(member) for member in wanted}
     if len(names) < len(wanted):
@@ -216,7 +219,8 @@ def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:
     # orig_filename: zipfile itself cuts a name at a NUL byte and, on some systems, changes separators
     name = member.orig_filename
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
+    # A colon after one letter names a drive; in other places it matters only to who writes such a file.
+    if not parts or name.startswith("/") or ".." in parts or re.search(r"^[A-Za-z]:|[\\\0]", name):
         raise BadArchiveError(f"{archive}: the name {name!r} leads out of its folder: nothing was unpacked")
     kind = stat.S_IFMT(member.external_attr >> 16)  # zero where the archive was not made on Unix
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):

@@ -47,6 +47,7 @@ def test_extract_brings_the_wanted_files_and_no_others(tmp_path: Path, method: i
         "val2017/readme.txt": b"no",
         "val2017/deep/000000000001.jpg": b"no",
         "other/000000000001.jpg": b"no",
+        "notes/shot at 12:30.txt": b"no",  # where nobody writes it, a colon does no harm
     }
     members = {f"val2017/{name}": content for name, content in FILES.items()}
     archive = make_archive(tmp_path / "val.zip", members | others, method)
@@ -238,6 +239,13 @@ HOSTILE = {
     "odd method": odd_method,
     "no archive": no_archive,
 }
+
+
+def test_a_colon_in_a_name_that_is_wanted_is_refused(tmp_path: Path) -> None:
+    """On Windows what follows it is the name of a hidden stream of the file before it."""
+    archive = make_archive(tmp_path / "val.zip", {"val2017/1.jpg:hidden": b"x"})
+    with pytest.raises(BadArchiveError, match=r"val\.zip: 'val2017/1\.jpg:hidden' is no file's name"):
+        wanted_members(archive, re.compile(r"val2017/.*"))
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

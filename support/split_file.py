@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from support.annotations import plain_id
 from support.errors import UsageError
 from support.files import digest
 
@@ -69,10 +70,11 @@ def read_split_file(path: Path, train2017: Iterable[int], val2017: Iterable[int]
     known = in_val | in_train
     lists = _lists(path)
     first: dict[int, str] = {}
-    for split, ids in lists.items():
-        for image_id in ids:
-            if type(image_id) is not int:
-                raise UsageError(f"{path}: {split}: an image id is a whole number, not {image_id!r:.40}")
+    for split, values in lists.items():
+        for place, value in enumerate(values):
+            if (image_id := plain_id(value)) is None:
+                raise UsageError(f"{path}: {split}: an image id is a whole number, not {value!r:.40}")
+            values[place] = image_id
             if image_id in first:
                 raise UsageError(
                     f"{path}: picture {image_id} is in {first[image_id]} and again in {split}; "

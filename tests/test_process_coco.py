@@ -181,7 +181,13 @@ def test_captions_of_every_kind_of_trouble(tmp_path: Path, capsys: pytest.Captur
         ('{"images": {}, "annotations": []}', 'no list "images"'),
         ('{"images": []}', 'no list "annotations"'),
         ('{"images": [7], "annotations": []}', 'whole number as "id"'),
-        ('{"images": [{"id": "7"}], "annotations": []}', 'whole number as "id", got \'7\''),
+        ('{"images": [{"id": "7a"}], "annotations": []}', 'whole number as "id", got \'7a\''),
+        ('{"images": [{"id": 7.5}], "annotations": []}', 'images[0] needs a whole number as "id", got 7.5'),
+        ('{"images": [{"id": NaN}], "annotations": []}', 'whole number as "id", got nan'),
+        ('{"images": [{"id": 9007199254740993.0}], "annotations": []}', 'whole number as "id"'),
+        ('{"images": [{"id": ""}], "annotations": []}', 'whole number as "id"'),
+        ('{"images": 3, "annotations": []}', 'no list "images"'),
+        ('{"annotations": [{"image_id": 1e400, "caption": "x"}]}', 'annotations[0] needs'),
         ('{"images": [{"id": true}], "annotations": []}', 'whole number as "id"'),
         ('{"images": [{"id": 9223372036854775808}], "annotations": []}', 'whole number as "id"'),
         ('{"images": [], "annotations": [{"image_id": -1, "caption": "x"}]}', 'annotations[0] needs'),
@@ -196,6 +202,31 @@ def test_broken_annotations_are_one_line(tmp_path: Path, content: str, message: 
         main(["--captions-only", "--data", str(tmp_path), "--splits", "train"])
     assert message in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("spelled", [float, str, lambda image_id: f"{image_id:012d}"])
+def test_ids_are_taken_as_pandas_and_others_spell_them(tmp_path: Path, spelled: Any) -> None:
+    """A column of whole numbers in which one is missing comes out of pandas as 7.0, 9.0, ..."""
+    content = annotations(IDS["train"])
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(content))
+    expected = read_captions(path)
+    for image in content["images"]:
+        image["id"] = spelled(image["id"])
+    for annotation in content["annotations"]:
+        annotation["image_id"] = spelled(annotation["image_id"])
+    path.write_text(json.dumps(content))
+    assert read_captions(path) == expected
+    assert {type(image_id) for image_id in read_captions(path).image_ids} == {int}
+
+
+@pytest.mark.parametrize("listed", [{}, {"images": None}, {"images": []}])
+def test_without_a_list_of_images_they_are_those_that_have_captions(tmp_path: Path, listed: dict) -> None:
+    content = listed | {"annotations": annotations(IDS["train"])["annotations"]}
+    content["annotations"].append({"image_id": 5, "caption": " "})
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(content))
+    assert read_captions(path).image_ids == [5, *IDS["train"]]
 
 
 # What it does again, and what not

@@ -77,6 +77,9 @@ def test_both_kinds_of_file_give_the_same_split(tmp_path):
     for split, ids in {"train": [1, 4, 5], "val": [3], "test": [2]}.items():
         assert first.ids[split].tolist() == second.ids[split].tolist() == ids
     assert first.sha256 == sha256 != second.sha256
+    third = read_split_file(written(tmp_path, {"train": [1.0, "4", 5], "val": ["03"]}), IN_TRAIN, IN_VAL)
+    assert third.ids["train"].tolist() == [1, 4, 5]
+    assert third.ids["val"].tolist() == [3]
     assert [first.folder_split("train", image_id) for image_id in (1, 4, 5)] == ["train", "val", "train"]
     assert [first.folder_split("test", 2), first.folder_split("unlabeled", 4)] == ["val", "unlabeled"]
 
@@ -104,7 +107,9 @@ def test_the_captions_in_karpathy_s_file_are_not_kept_in_memory(tmp_path):
         ({"train": [1]}, ["no split file"]),
         ({"train": [1], "val": [3], "dev": [2]}, ["no split file"]),
         ({"train": [1], "val": 3}, ["val", "list"]),
-        ({"train": ["1"], "val": [3]}, ["train", "whole number", "'1'"]),
+        ({"train": ["1a"], "val": [3]}, ["train", "whole number", "'1a'"]),
+        ({"train": [1.5], "val": [3]}, ["train", "whole number", "1.5"]),
+        ({"train": [1, 1.0], "val": [3]}, ["picture 1", "train"]),
         ({"train": [True], "val": [3]}, ["whole number"]),
         ({"images": [{"split": "train"}]}, ["images[0]", "cocoid"]),
         ({"images": [{"split": "dev", "cocoid": 1}]}, ["images[0]", "restval"]),

@@ -12,6 +12,8 @@
 COCO is 47 GB of pictures; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
 The download takes an hour at 100 Mbit/s, unpacking some minutes, the captions a minute and 1.3 GB of memory.
 Whatever goes wrong, run it again: it goes on where it stood.  Run when all is there, it takes a second.
+Into data of one's own in COCO's layout, known by captions that are not COCO's, nothing is downloaded, unless
+--source says from where; and no file is ever replaced that an archive did not bring.
 
 Copies lie beside the originals, in `train2017_256/` and so on; the size is that of the shorter side.  Both
 training scripts read them where all are there and the model's pictures are no larger; validation and
@@ -25,12 +27,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths, with_copies
-from support.annotations import captions_are_whole, read_captions
+from support.annotations import read_captions
 from support.caption_lists import caption_structures, save
 from support.command_line import Parser, copy_size, run
 from support.copies import make_copies
 from support.errors import UsageError
 from support.files import Record, digest, exclusive, replacing
+from support.own_root import (
+    images_listed,
+    is_own,
+    require_captions,
+    require_images,
+    require_no_broken_links,
+    require_no_strangers,
+)
 from support.pictures import census, check_pictures, is_cut, picture_ids
 from support.sources import Source
 
@@ -60,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     options = parse_options(arguments)
     where = locations(options.data or ("data/sample" if options.sample else paths["data"]))
-    source = Source(options.source, where["downloads"], keep=options.keep_archives)
+    source = Source(options.source or COCO, where["downloads"], keep=options.keep_archives)
     if options.captions_only and not where["annotations"].is_dir():
         raise UsageError(
             f"{where['annotations']} is not there: --captions-only needs the caption files in it"
@@ -69,9 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
         raise UsageError("--resize copies pictures, which --captions-only leaves out: take one of the two")
     with exclusive(where["data"] / ".lock"):
         record = Record(where["record"])
+        require_no_broken_links([where[f"{split}_images"] for split in SPLITS])
         found = {split: census(where[f"{split}_images"]) for split in SPLITS}
         if options.sample:
             draw_sample(where, record, found)
+        elif not options.captions_only and options.source is None and is_own(where, record):
+            take_own_images(options.splits, where, record, found)
         elif not options.captions_only:
             download(options.splits, where, record, found, source)
         train_the_tokenizer(where, record, options.keep_accents)
@@ -79,13 +92,17 @@ def main(arguments: list[str] | None = None) -> None:
             if split in options.splits:
                 tokenize_the_captions(split, where, record, found[split])
         if options.resize:
-            make_copies(options.splits, options.resize, where, with_copies(where, options.resize), record)
+            copied = [split for split in options.splits if found[split][0]]
+            make_copies(copied, options.resize, where, with_copies(where, options.resize), record)
     if record.changed:
         print(f"{where['data']} is ready, after {time.monotonic() - started:.1f} s")
     else:
         print(f"{where['data']}: everything is there and unchanged, nothing to do")
     if options.check:
-        check_pictures([where[f"{split}_images"] for split in options.splits])
+        folders = [where[f"{split}_images"] for split in options.splits]
+        if not any(census(folder)[0] for folder in folders):
+            raise UsageError(f"--check: there is no image in {', '.join(map(str, folders))}")
+        check_pictures(folders)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -94,9 +111,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=summary, epilog=usage, formatter_class=layout)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--sample", action="store_true", help="draw the sample data set")
-    what.add_argument(
-        "--source", metavar="URL_OR_DIR", default=COCO, help="where the archives lie (%(default)s)"
-    )
+    what.add_argument("--source", metavar="URL_OR_DIR", help=f"where the archives lie (default: {COCO})")
     what.add_argument("--captions-only", action="store_true", help="no pictures; the caption files are there")
     parser.add_argument(
         "--data", metavar="DIR", help="data root (default: COCO_ROOT, data/coco or data/sample)"
@@ -149,6 +164,9 @@ def download(splits: list[str], where: Where, record: Record, found: Found, sour
         if not captions_are_there(splits, where, record):
             raise UsageError(f"{source.address}{name} lacks a whole caption file: name another --source")
     lacking = [s for s in splits if not pictures_are_there(s, where, record, found, official=bool(pins))]
+    for split in lacking:
+        if pins and split in CAPTIONED_SPLITS:
+            require_no_strangers(split, where)
     require_archives(lacking, splits, where, source)
     for split in lacking:
         wanted = re.compile(rf"{split}2017/[0-9]{{12,18}}\.jpg")
@@ -157,18 +175,31 @@ def download(splits: list[str], where: Where, record: Record, found: Found, sour
         source.discard(ARCHIVES[split])
 
 
+def take_own_images(splits: list[str], where: Where, record: Record, found: Found) -> None:
+    """Takes what is there of a data set of one's own; nothing is downloaded into it."""
+    require_captions(splits, where)
+    changed = [split for split in splits if not record.agrees(f"{split}_images", found[split])]
+    for split in changed:
+        if split in CAPTIONED_SPLITS:
+            require_images(split, where)
+    there = [split for split in changed if found[split][0]]
+    if there:
+        print(
+            f"{where['annotations']}: not COCO's captions: what is there is taken, and nothing is downloaded"
+        )
+    for split in there:
+        note_pictures(split, where, record, found)
+
+
 def captions_are_there(splits: Sequence[str], where: Where, record: Record) -> bool:
     """Whether the caption files are there and whole; train's always, the tokenizer learns from it."""
     files = [where[f"{split}_captions"] for split in CAPTIONED_SPLITS if split in {"train", *splits}]
     if not all(file.is_file() for file in files):
         return False
-    for file in files:
-        size = file.stat().st_size
-        if not record.agrees(file.name, size):
-            if not captions_are_whole(file):
-                return False
-            record.note(file.name, size)
-    return True
+    try:
+        return all(images_listed(file, record) >= 0 for file in files)
+    except UsageError:
+        return False
 
 
 def pictures_are_there(split: str, where: Where, record: Record, found: Found, official: bool) -> bool:

@@ -33,7 +33,8 @@ def read_captions(path: Path) -> Captions:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} is not whole ({error}): mend it; one of COCO's remove, and run process_coco.py again"
+            f"{path} is not whole ({error}): mend it; or, if it is COCO's, remove it and run process_coco.py "
+            "again"
         ) from None
     has_list = not isinstance(content, dict) or content.get("images") is not None
     listed = _list(content, "images", path) if has_list else []
@@ -66,15 +67,6 @@ def plain_id(value: Any) -> int | None:
     elif isinstance(value, str):
         value = int(value) if re.fullmatch("[0-9]{1,19}", value, re.ASCII) else None
     return value if type(value) is int and 0 <= value <= HIGHEST_ID else None  # a bool is an int, too
-
-
-def captions_are_whole(path: Path) -> bool:
-    """Whether the file can be read from end to end."""
-    try:
-        read_captions(path)
-    except UsageError:
-        return False
-    return True
 
 
 def _list(content: Any, key: str, path: Path) -> list:

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 import evaluate_captioner
 import process_coco
@@ -83,7 +84,7 @@ def test_odd_captions_are_trained_on_and_scored_as_they_are(odd_coco, configs, t
     assert metrics["human_images"] == 1
     assert all(math.isfinite(figure) for figure in metrics["metrics"].values())
 
-    odd_coco(val=[[], [None], [" "], [MISSING], [], []])
+    torch.save([(image_id, []) for image_id in range(1, 7)], data / "processed" / "val_im2capts.pt")
     code, message = ended(evaluate_captioner.main, *arguments, capsys=capsys)
     assert code == 2
     assert message.count("\n") == 1
@@ -92,12 +93,17 @@ def test_odd_captions_are_trained_on_and_scored_as_they_are(odd_coco, configs, t
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_captions_cannot_be_trained_on(odd_coco, configs, tmp_path, split):
-    paths = odd_coco(**{"val": [[], [None], [" "], [MISSING], [], []]}) if split == "val" else odd_coco()
+    paths = odd_coco()
     if split == "train":  # the tokenizer is there, from captions that are gone
         paths["train_captions"].write_text(json.dumps({"images": [], "annotations": []}))
         with pytest.raises(UsageError, match="holds no caption, and the tokenizer is trained on them"):
             process_coco.main(["--captions-only", "--data", str(paths["data"])])
         return
+    with pytest.raises(
+        UsageError, match=r"none of the 1 captions in .*captions_val2017\.json is of an image"
+    ):
+        odd_coco(val=[[], [None], [" "], [MISSING], [], []])
+    torch.save([], paths["val_tokenized"])
     mae, captioner = configs
     train_mae(paths["data"], tmp_path / "out", mae, "--epochs", "1")
     with pytest.raises(UsageError, match=r"val_tokenized.*val split has captions of its pictures"):

@@ -28,11 +28,11 @@ from pathlib import Path
 
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths, with_copies
 from support.annotations import read_captions
-from support.caption_lists import caption_structures, save
-from support.command_line import Parser, copy_size, run
+from support.caption_lists import caption_structures, require_ours, save
+from support.command_line import Parser, copy_size, run, vocabulary_size
 from support.copies import make_copies
 from support.errors import UsageError
-from support.files import Record, digest, exclusive, replacing
+from support.files import Record, digest, exclusive
 from support.own_root import (
     images_listed,
     is_own,
@@ -43,6 +43,8 @@ from support.own_root import (
 )
 from support.pictures import census, check_pictures, is_cut, picture_ids
 from support.sources import Source
+from support.tokenizer_choice import is_own as is_own_tokenizer
+from support.tokenizer_choice import keep_own, made_from, tokenized_by_another, write_ours
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org/"  # the well-known host's certificate is not valid
 ARCHIVES = {
@@ -87,9 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
             take_own_images(options.splits, where, record, found)
         elif not options.captions_only:
             download(options.splits, where, record, found, source)
-        train_the_tokenizer(where, record, options.keep_accents)
+        train_the_tokenizer(where, record, options.vocabulary_size, options.keep_accents)
         for split in PROCESSED_SPLITS:
-            if split in options.splits:
+            if split in options.splits or tokenized_by_another(split, where, record):
                 tokenize_the_captions(split, where, record, found[split])
         if options.resize:
             copied = [split for split in options.splits if found[split][0]]
@@ -119,7 +121,17 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="(default: all four)"
     )
-    parser.add_argument("--keep-accents", action="store_true", help="in captions: é is not e, ü is not u")
+    parser.add_argument(
+        "--vocabulary-size",
+        metavar="N",
+        type=vocabulary_size,
+        help=f"the most pieces of the tokenizer (default: as before, at first {VOCABULARY_SIZE:,})",
+    )
+    parser.add_argument(
+        "--keep-accents",
+        action=argparse.BooleanOptionalAction,
+        help="in captions: é is not e, ü is not u (default: as before, at first not)",
+    )
     parser.add_argument("--keep-archives", action="store_true", help="do not remove downloads once unpacked")
     parser.add_argument(
         "--resize", metavar="PIXELS", type=copy_size, help="keep small copies of the pictures"
@@ -244,23 +256,37 @@ def note_pictures(split: str, where: Where, record: Record, found: Found) -> Non
 # Section 2: train the tokenizer
 
 
-def train_the_tokenizer(where: Where, record: Record, keep_accents: bool) -> None:
-    """Trains byte pair encoding on the training captions, unless a tokenizer of these captions is there."""
+def train_the_tokenizer(
+    where: Where, record: Record, vocabulary_size: int | None, keep_accents: bool | None
+) -> None:
+    """Trains byte pair encoding on the training captions, unless a tokenizer of these captions is there.
+
+    Args:
+        where: the file locations.
+        record: what is done.
+        vocabulary_size: the most pieces; None for as many as the last one was to have.
+        keep_accents: whether é stays é; None for what the last one does.
+    """
     captions, tokenizer = where["train_captions"], where["tokenizer"]
-    made_from = {"captions": digest_of_captions(captions), "vocabulary_size": VOCABULARY_SIZE}
-    made_from["keep_accents"] = keep_accents
-    if tokenizer.is_file() and record.agrees("tokenizer", made_from | {"file": digest(tokenizer)}):
-        return
+    if is_own_tokenizer(tokenizer, record):
+        return keep_own(tokenizer, record, asked_for=(vocabulary_size, keep_accents) != (None, None))
+    before = made_from(record)
+    facts = {
+        "captions": digest_of_captions(captions),
+        "vocabulary_size": vocabulary_size or before.get("vocabulary_size", VOCABULARY_SIZE),
+        "keep_accents": before.get("keep_accents", False) if keep_accents is None else keep_accents,
+    }
+    if tokenizer.is_file() and record.agrees("tokenizer", facts | {"file": digest(tokenizer)}):
+        return None
     from support.tokenizer import train_tokenizer
 
     train_captions = [caption for _, caption in read_captions(captions).captions]
     if not train_captions:
         raise UsageError(f"{captions} holds no caption, and the tokenizer is trained on them")
-    trained = train_tokenizer(train_captions, VOCABULARY_SIZE, keep_accents)
-    with replacing(tokenizer) as temporary:
-        temporary.write_text(trained.to_str(), encoding="utf-8")
-    record.note("tokenizer", made_from | {"file": digest(tokenizer)})
+    trained = train_tokenizer(train_captions, facts["vocabulary_size"], facts["keep_accents"])
+    write_ours(trained.to_str(), tokenizer, facts, record)
     print(f"tokenizer: {trained.get_vocab_size():,} pieces from {len(train_captions):,} captions")
+    return None
 
 
 def digest_of_captions(path: Path) -> str:
@@ -293,6 +319,9 @@ def tokenize_the_captions(split: str, where: Where, record: Record, found: list[
         return
     pictures = picture_ids(where[f"{split}_images"])
     structures = caption_structures(split, where, pictures) if split in CAPTIONED_SPLITS else [pictures]
+    lengths = record.facts(split).get("bytes", [0] * len(files))
+    require_ours(structures, files, lengths)
+    record.note(split, {"bytes": None})  # from now on the files are ours
     for structure, file in zip(structures, files):
         save(structure, file)
     record.note(split, done())

@@ -46,6 +46,7 @@ from support.run_lock import RunLock
 from support.split_file import require_same_split, warn_of_other_split
 from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
+from support.tokenizer_choice import require_same_tokenizer, smaller_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
 from train_encoder import MaeConfig
@@ -58,7 +59,9 @@ MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings") 
 class CaptionerConfig(TrainingConfig):
     """The keys of `captioner_config.yaml`.  The encoder's shape comes from its checkpoint."""
 
-    vocabulary_size: int = positive()  # the most pieces the tokenizer may have; the model has as many as it
+    # The most pieces the tokenizer may have; the model has as many as it.  How many it has, was said to
+    # `process_coco.py --vocabulary-size`.
+    vocabulary_size: int = positive()
     context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
     decoder: StackConfig
     tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
@@ -127,7 +130,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     contents = {
         "config": config_to_dict(config),
         "encoder": encoder,
-        "tokenizer": chosen_tokenizer(paths["tokenizer"], config, resume),
+        "tokenizer": chosen_tokenizer(paths, config, resume),
         "from_scratch": from_scratch,
         "split_file": split_file and split_file.facts(),
         "pictures": pictures,
@@ -220,22 +223,26 @@ def encoder_shape(pretrained: dict[str, Any] | None, mae_config: Path) -> dict[s
     return {key: config[key] for key in ("image_size", "patch_size", "encoder")}
 
 
-def chosen_tokenizer(path: Path, config: CaptionerConfig, resume: dict[str, Any] | None) -> str:
+def chosen_tokenizer(paths: dict[str, Path], config: CaptionerConfig, resume: dict[str, Any] | None) -> str:
     """The tokenizer of the data, as JSON; what a checkpoint has learned is bound to its pieces.
 
     Raises:
-        UsageError: it is not that of the checkpoint, or larger than the configuration allows.
+        UsageError: it is not that of the checkpoint, or not that of the processed captions, or larger than
+            the configuration allows.
     """
+    path = paths["tokenizer"]
     tokenizer = load_tokenizer(path)
     if resume and resume["tokenizer"] != tokenizer.to_str():
         raise UsageError(
             f"{path}: not the tokenizer of the checkpoint, so its captions are numbered otherwise; name "
             "the data root that the checkpoint was trained on with --data, or start anew with -p"
         )
+    require_same_tokenizer(paths)
     if tokenizer.get_vocab_size() > config.vocabulary_size:
+        smaller = smaller_tokenizer(paths, config.vocabulary_size)
         raise UsageError(
             f"{path} has {tokenizer.get_vocab_size()} pieces, and vocabulary_size allows "
-            f"{config.vocabulary_size}; raise it, or train the tokenizer again"
+            f"{config.vocabulary_size}: raise it in a YAML that --config names{smaller}"
         )
     return tokenizer.to_str()
 

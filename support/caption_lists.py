@@ -80,6 +80,33 @@ def report_losses(split: str, read: Captions, im2capts: dict[int, list[str]]) ->
         )
 
 
+def require_ours(structures: Sequence[list], files: Sequence[Path], lengths: Sequence[int] | None) -> None:
+    """Looks, before lists are written, whether files of these names are somebody else's.
+
+    Args:
+        structures: what is to be written.
+        files: where.
+        lengths: of the files as we left them, bytes; None where we were about to write them.
+
+    Raises:
+        UsageError: a file of another length holds something else.
+    """
+    for structure, file, length in zip(structures, files, lengths or []):
+        if file.exists() and file.stat().st_size not in (0, length) and not _holds(file, structure):
+            raise UsageError(
+                f"{file} was not made here, and is not replaced: move it away, and run this again"
+            )
+
+
+def _holds(file: Path, structure: list) -> bool:
+    import torch
+
+    try:
+        return torch.load(file, weights_only=True) == structure
+    except Exception:  # of whatever kind: a damaged archive breaks its reader in many ways
+        return False
+
+
 def save(structure: list, path: Path) -> None:
     import torch  # here, because it takes seconds to import and a second run need not wait for them
 

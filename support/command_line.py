@@ -19,6 +19,7 @@ from support.files import disk_errors
 
 MOST_BEAMS = 100  # memory grows with them, and captions are no better beyond about ten
 COPY_SIZES = 64, 1024  # smaller ones show too little, larger ones save nothing
+VOCABULARY_SIZES = 260, 1_000_000  # tokens: the 256 bytes and four special ones; more were never of use
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, on a GPU and on a CPU
 
 
@@ -118,6 +119,11 @@ def beams(text: str) -> int:
 def copy_size(text: str) -> int:
     """An argparse type: the shorter side of pre-resized copies, in pixels."""
     return _whole_number(text, *COPY_SIZES)
+
+
+def vocabulary_size(text: str) -> int:
+    """An argparse type: the most tokens of a tokenizer."""
+    return _whole_number(text, *VOCABULARY_SIZES)
 
 
 def fraction(text: str) -> float:

@@ -68,6 +68,11 @@ class Record:
         """Whether the step is done, and looked like this when it was; `value` is what JSON can hold."""
         return self.entries.get(name) == value
 
+    def facts(self, name: str) -> dict[str, Any]:
+        """What is noted of a step by name; nothing where it is not done, or was noted otherwise."""
+        value = self.entries.get(name)
+        return value if isinstance(value, dict) else {}
+
     def note(self, name: str, value: Any) -> None:
         """Writes down that the step is done."""
         self.entries[name] = value

@@ -25,8 +25,8 @@ def images_listed(captions: Path, record: Record) -> int:
     Raises:
         UsageError: it is not whole.
     """
-    known, size = record.entries.get(captions.name), captions.stat().st_size
-    if isinstance(known, dict) and known.get("bytes") == size:
+    known, size = record.facts(captions.name), captions.stat().st_size
+    if known.get("bytes") == size:
         return known["images"]
     number = len(read_captions(captions).image_ids)
     record.note(captions.name, {"bytes": size, "images": number})

@@ -44,6 +44,7 @@ BAD = {
     "--splits": ["all", "", "train,val"],
     "--source": ["{nowhere}", "{text}", "", LONG, "ftp://coco"],
     "--resize": [*NUMBERS, "63", "1025"],
+    "--vocabulary-size": [*NUMBERS, "259", "1000001"],
     "--seed": ["x", "", "1.5"],
     "--report": ["{text}/inside.html", "", LONG],
     "--encoder": CHECKPOINTS,

@@ -7,6 +7,7 @@
     python process_coco.py --sample              # the sample data set, drawn on the spot
     python process_coco.py --keep-accents        # captions whose é and ü are to stay: not English
     python process_coco.py --resize 256          # with small copies of the pictures, for training to read
+    python process_coco.py --split-file FILE     # with a tokenizer for training with --split-file FILE
     python process_coco.py --check               # then decode every picture once, and list the bad
 
 COCO is 47 GB of pictures; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
@@ -27,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths, with_copies
-from support.annotations import read_captions
+from support.annotations import digest_of_captions, read_captions
 from support.caption_lists import caption_structures, require_ours, save
 from support.command_line import Parser, copy_size, run, vocabulary_size
 from support.copies import make_copies
@@ -35,7 +36,7 @@ from support.errors import UsageError
 from support.files import Record, digest, exclusive
 from support.own_root import (
     images_listed,
-    is_own,
+    is_own_root,
     require_captions,
     require_images,
     require_no_broken_links,
@@ -43,8 +44,17 @@ from support.own_root import (
 )
 from support.pictures import census, check_pictures, is_cut, picture_ids
 from support.sources import Source
-from support.tokenizer_choice import is_own as is_own_tokenizer
-from support.tokenizer_choice import keep_own, made_from, tokenized_by_another, write_ours
+from support.tokenizer_choice import (
+    COCO_SPLIT,
+    is_own_tokenizer,
+    keep_own,
+    made_from,
+    require_split_file,
+    tokenized_by_another,
+    training_captions,
+    training_split,
+    write_ours,
+)
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org/"  # the well-known host's certificate is not valid
 ARCHIVES = {
@@ -79,17 +89,19 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if options.captions_only and options.resize:
         raise UsageError("--resize copies pictures, which --captions-only leaves out: take one of the two")
+    if options.split_file and str(options.split_file) != COCO_SPLIT:
+        require_split_file(options.split_file)
     with exclusive(where["data"] / ".lock"):
         record = Record(where["record"])
         require_no_broken_links([where[f"{split}_images"] for split in SPLITS])
         found = {split: census(where[f"{split}_images"]) for split in SPLITS}
         if options.sample:
             draw_sample(where, record, found)
-        elif not options.captions_only and options.source is None and is_own(where, record):
+        elif not options.captions_only and options.source is None and is_own_root(where, record):
             take_own_images(options.splits, where, record, found)
         elif not options.captions_only:
             download(options.splits, where, record, found, source)
-        train_the_tokenizer(where, record, options.vocabulary_size, options.keep_accents)
+        train_the_tokenizer(where, record, options)
         for split in PROCESSED_SPLITS:
             if split in options.splits or tokenized_by_another(split, where, record):
                 tokenize_the_captions(split, where, record, found[split])
@@ -131,6 +143,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--keep-accents",
         action=argparse.BooleanOptionalAction,
         help="in captions: é is not e, ü is not u (default: as before, at first not)",
+    )
+    parser.add_argument(
+        "--split-file",
+        metavar="FILE",
+        type=Path,
+        help=f"whose training captions the tokenizer learns from; {COCO_SPLIT}: COCO's (default: as before)",
     )
     parser.add_argument("--keep-archives", action="store_true", help="do not remove downloads once unpacked")
     parser.add_argument(
@@ -256,45 +274,30 @@ def note_pictures(split: str, where: Where, record: Record, found: Found) -> Non
 # Section 2: train the tokenizer
 
 
-def train_the_tokenizer(
-    where: Where, record: Record, vocabulary_size: int | None, keep_accents: bool | None
-) -> None:
+def train_the_tokenizer(where: Where, record: Record, options: argparse.Namespace) -> None:
     """Trains byte pair encoding on the training captions, unless a tokenizer of these captions is there.
 
-    Args:
-        where: the file locations.
-        record: what is done.
-        vocabulary_size: the most pieces; None for as many as the last one was to have.
-        keep_accents: whether é stays é; None for what the last one does.
+    What the options leave open is as it was for the tokenizer before.
     """
-    captions, tokenizer = where["train_captions"], where["tokenizer"]
+    tokenizer, before = where["tokenizer"], made_from(record)
     if is_own_tokenizer(tokenizer, record):
-        return keep_own(tokenizer, record, asked_for=(vocabulary_size, keep_accents) != (None, None))
-    before = made_from(record)
+        asked_for = (options.vocabulary_size, options.split_file, options.keep_accents)
+        return keep_own(tokenizer, record, asked_for != (None, None, None))
+    keep_accents = options.keep_accents
     facts = {
-        "captions": digest_of_captions(captions),
-        "vocabulary_size": vocabulary_size or before.get("vocabulary_size", VOCABULARY_SIZE),
+        "vocabulary_size": options.vocabulary_size or before.get("vocabulary_size", VOCABULARY_SIZE),
         "keep_accents": before.get("keep_accents", False) if keep_accents is None else keep_accents,
     }
+    facts |= training_split(where, record, options.split_file)
     if tokenizer.is_file() and record.agrees("tokenizer", facts | {"file": digest(tokenizer)}):
         return None
     from support.tokenizer import train_tokenizer
 
-    train_captions = [caption for _, caption in read_captions(captions).captions]
-    if not train_captions:
-        raise UsageError(f"{captions} holds no caption, and the tokenizer is trained on them")
-    trained = train_tokenizer(train_captions, facts["vocabulary_size"], facts["keep_accents"])
+    captions = training_captions(where, facts.get("split_file"))
+    trained = train_tokenizer(captions, facts["vocabulary_size"], facts["keep_accents"])
     write_ours(trained.to_str(), tokenizer, facts, record)
-    print(f"tokenizer: {trained.get_vocab_size():,} pieces from {len(train_captions):,} captions")
+    print(f"tokenizer: {trained.get_vocab_size():,} pieces from {len(captions):,} captions")
     return None
-
-
-def digest_of_captions(path: Path) -> str:
-    if not path.is_file():
-        raise UsageError(
-            f"{path} is not there: put it there, run without --captions-only, or change --splits"
-        )
-    return digest(path)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from support.run_lock import RunLock
 from support.split_file import require_same_split, warn_of_other_split
 from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
-from support.tokenizer_choice import require_same_tokenizer, smaller_tokenizer
+from support.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config
 from train_encoder import MaeConfig
@@ -114,7 +114,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     split_file = open_split_file(options.split_file, paths)
     if resume:
         require_same_split(resume, split_file)
-    elif pretrained and distributed.is_main():
+    else:
+        require_tokenizer_of(split_file, options.split_file, paths)
+    if pretrained and distributed.is_main():
         warn_of_other_split(pretrained, split_file)
     lock = RunLock(folder)
     board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.errors import UsageError
+from support.files import digest
 
 HIGHEST_ID = 2**63 - 1  # ids become 64-bit integers
 LONGEST_CAPTION = 10_000  # characters; COCO's have 250 at most, and a word's pieces cost its length squared
@@ -58,6 +59,15 @@ def read_captions(path: Path) -> Captions:
             blank.append(image_id)
     image_ids = image_ids or {image_id for image_id, _ in captions} | set(blank)
     return Captions(sorted(image_ids), captions, blank)
+
+
+def digest_of_captions(path: Path) -> str:
+    """The digest of a caption file, which changes with its captions; UsageError where there is none."""
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not there: put it there, run without --captions-only, or change --splits"
+        )
+    return digest(path)
 
 
 def plain_id(value: Any) -> int | None:

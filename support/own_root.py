@@ -33,7 +33,7 @@ def images_listed(captions: Path, record: Record) -> int:
     return number
 
 
-def is_own(where: Where, record: Record) -> bool:
+def is_own_root(where: Where, record: Record) -> bool:
     """Whether a data root is somebody's own: a caption file is there that is not COCO's.
 
     Raises:

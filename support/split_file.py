@@ -68,7 +68,7 @@ def read_split_file(path: Path, train2017: Iterable[int], val2017: Iterable[int]
     if both := in_val & in_train:
         raise UsageError(f"{path} tells pictures by their ids, but {min(both)} is in train2017 and val2017")
     known = in_val | in_train
-    lists = _lists(path)
+    lists = listed_ids(path)
     first: dict[int, str] = {}
     for split, values in lists.items():
         for place, value in enumerate(values):
@@ -141,8 +141,8 @@ def warn_of_other_split(encoder: dict[str, Any], split_file: SplitFile | None) -
         )
 
 
-def _lists(path: Path) -> dict[str, list[Any]]:
-    """The ids of each split, as the file gives them."""
+def listed_ids(path: Path) -> dict[str, list[Any]]:
+    """The ids of each split, as the file gives them; UsageError where it is no split file."""
     try:
         content = json.loads(path.read_bytes(), object_hook=_without_captions)
     except OSError as error:

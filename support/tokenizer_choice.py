@@ -1,14 +1,29 @@
-"""Whose the tokenizer of a data root is, ours or the user's own, and which training it fits."""
+"""Whose the tokenizer of a data root is, ours or the user's own; from which captions; and which runs it fits.
+
+A tokenizer is trained on the training captions only.  Which these are is up to the split: COCO's own, or that
+of a split file, whose test captions may lie in train2017.
+"""
 
 import hashlib
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from support.annotations import digest_of_captions, read_captions
 from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError
 from support.files import Record, digest, replacing
+from support.pictures import picture_ids
 
+if TYPE_CHECKING:
+    from support.split_file import SplitFile  # which takes torch's time to import
+
+COCO_SPLIT = "coco"  # in a split file's place: COCO's own split
+FOLDERS = ("train", "val")  # of COCO, which split files deal out anew
+
+Where = Mapping[str, Path]
 Facts = dict[str, Any]  # what a tokenizer was made from
 
 
@@ -18,7 +33,7 @@ def made_from(record: Record) -> Facts:
     return known if "file" in known else {}
 
 
-def is_own(tokenizer: Path, record: Record) -> bool:
+def is_own_tokenizer(tokenizer: Path, record: Record) -> bool:
     """Whether a tokenizer is there that is not ours; an empty file is nobody's."""
     if not tokenizer.is_file() or not tokenizer.stat().st_size:
         return False
@@ -70,29 +85,137 @@ def write_ours(text: str, tokenizer: Path, facts: Facts, record: Record) -> None
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def tokenized_by_another(split: str, paths: Mapping[str, Path], record: Record) -> bool:
+def require_split_file(path: Path) -> None:
+    """Raises UsageError where a file is no split file, before any work is done."""
+    from support.split_file import listed_ids
+
+    listed_ids(path)
+
+
+def training_split(where: Where, record: Record, split_file: Path | None) -> Facts:
+    """Which captions a tokenizer is to be trained on.
+
+    Args:
+        where: the file locations.
+        record: what is done.
+        split_file: the split whose training captions these are; `COCO_SPLIT` for COCO's own; None for the
+            split of the last tokenizer of ours, at first COCO's own.
+
+    Returns:
+        "captions", the digest of the caption files, and, unless it is COCO's own, the "split_file".
+
+    Raises:
+        UsageError: a caption file is not there.
+    """
+    if split_file is None:
+        split = made_from(record).get("split_file")
+    elif str(split_file) == COCO_SPLIT:
+        split = None
+    else:
+        split = {"path": str(split_file.resolve()), "sha256": digest(split_file)}
+    digests = [
+        digest_of_captions(where[f"{folder}_captions"]) for folder in FOLDERS[: 1 if split is None else 2]
+    ]
+    return {"captions": digests[0]} if split is None else {"captions": digests, "split_file": split}
+
+
+def training_captions(where: Where, split: Facts | None) -> list[str]:
+    """The captions to train a tokenizer on: those of train2017, or of a split file's training images.
+
+    Raises:
+        UsageError: there are none, or the split file is gone, has changed, or is of other data.
+    """
+    if split is None:
+        captions = [caption for _, caption in read_captions(where["train_captions"]).captions]
+        if not captions:
+            raise UsageError(
+                f"{where['train_captions']} holds no caption, and the tokenizer is trained on them"
+            )
+        return captions
+    from support.split_file import read_split_file
+
+    path = Path(split["path"])
+    if not path.is_file() or digest(path) != split["sha256"]:
+        raise UsageError(
+            f"the tokenizer is to be trained anew, and its split file {path} is gone or has changed: name "
+            f"one with --split-file, or go back to COCO's own split with --split-file {COCO_SPLIT}"
+        )
+    read = [read_captions(where[f"{folder}_captions"]) for folder in FOLDERS]
+    there = [picture_ids(where[f"{folder}_images"]) for folder in FOLDERS]
+    known = [ids or captions.image_ids for ids, captions in zip(there, read)]
+    members = set(read_split_file(path, *known).ids["train"].tolist())
+    captions = [caption for file in read for image_id, caption in file.captions if image_id in members]
+    if not captions:
+        raise UsageError(
+            f"no image that {path} gives to train has a caption, and the tokenizer is trained on them"
+        )
+    return captions
+
+
+def tokenized_by_another(split: str, paths: Where, record: Record) -> bool:
     """Whether a split's captions were tokenized by another tokenizer than is there now."""
     made_by = record.facts(split).get("tokenizer")
     return made_by is not None and made_by != digest(paths["tokenizer"])
 
 
-def require_same_tokenizer(paths: Mapping[str, Path]) -> None:
+def require_same_tokenizer(paths: Where) -> None:
     """Raises UsageError where the processed captions are of another tokenizer than is there now."""
     record = Record(paths["record"])
-    for split in ("train", "val"):
+    for split in FOLDERS:
         if tokenized_by_another(split, paths, record):
             raise UsageError(
                 f"{paths[f'{split}_tokenized']} was made by another tokenizer than {paths['tokenizer']}: run "
-                f"`python process_coco.py --captions-only --data {paths['data']}`"
+                f"`{_command(paths)}`"
             )
 
 
-def smaller_tokenizer(paths: Mapping[str, Path], size: int) -> str:
+def require_tokenizer_of(split_file: "SplitFile | None", path: Path | None, paths: Where) -> None:
+    """Sees to it that a tokenizer has not learned from captions that a run is to be tested on.
+
+    Of a tokenizer of the user's own nobody knows; beside a split file a note says so.
+
+    Args:
+        split_file: the run's split, None for COCO's own.
+        path: the file that it was read from.
+        paths: the file locations.
+
+    Raises:
+        UsageError: the tokenizer was trained on another split's training captions.
+    """
+    from support import distributed
+    from support.split_file import split_name
+
+    facts = split_file and split_file.facts()
+    known = made_from(Record(paths["record"]))
+    if not paths["tokenizer"].is_file():
+        return  # whoever loads it says so
+    if known.get("file") != digest(paths["tokenizer"]):
+        if facts and distributed.is_main():
+            print(
+                f"note: {paths['tokenizer']} was not made here; to be strict, it must not have learned from "
+                f"captions that {split_name(facts)} keeps for val and test",
+                file=sys.stderr,
+            )
+        return
+    learned_from = known.get("split_file")
+    if (learned_from and learned_from["sha256"]) != (facts and facts["sha256"]):
+        of = split_name(learned_from and {"name": Path(learned_from["path"]).name})
+        command = f"{_command(paths)} --split-file {shlex.quote(str(path or COCO_SPLIT))}"
+        raise UsageError(
+            f"{paths['tokenizer']} was trained on the training captions of {of}, and this run is on "
+            f"{split_name(facts)}: run `{command}`"
+        )
+
+
+def smaller_tokenizer(paths: Where, size: int) -> str:
     """How to have a tokenizer of at most `size` pieces, as an error's end; empty where none can be had."""
     if size < VOCABULARY_SIZES[0]:
         return ""
-    own = is_own(paths["tokenizer"], Record(paths["record"]))
-    return (
-        f", or {'move this tokenizer, which was not made here, away and ' * own}run `python process_coco.py "
-        f"--captions-only --vocabulary-size {size} --data {paths['data']}`"
-    )
+    move = "move this tokenizer, which was not made here, away and "
+    own = is_own_tokenizer(paths["tokenizer"], Record(paths["record"]))
+    return f", or {move * own}run `{_command(paths)} --vocabulary-size {size}`"
+
+
+def _command(paths: Where) -> str:
+    """The command that makes tokenizer and lists anew, and downloads nothing."""
+    return f"python process_coco.py --captions-only --data {shlex.quote(str(paths['data']))}"

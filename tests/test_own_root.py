@@ -141,12 +141,12 @@ def test_coco_s_caption_file_that_an_unzip_left_cut_is_told_from_one_s_own(
     where, record = locations(data), Record(data / "record.json")
     where["annotations"].mkdir(parents=True)
     where["train_captions"].write_text(left)
-    assert not own_root.is_own(where, record)
+    assert not own_root.is_own_root(where, record)
     where["train_captions"].write_text('{"images": [{"id": 7,}]}')
     with pytest.raises(
         UsageError, match=r"captions_train2017\.json is not whole .*line 1 column 2.*: mend it"
     ):
-        own_root.is_own(where, record)
+        own_root.is_own_root(where, record)
 
 
 def test_the_caption_files_of_coco_are_known_by_how_many_images_they_list(data: Path) -> None:
@@ -155,10 +155,10 @@ def test_the_caption_files_of_coco_are_known_by_how_many_images_they_list(data: 
     for number, own in ((118_287, False), (118_286, True), (5_000, True)):
         content = {"images": [{"id": image_id} for image_id in range(number)], "annotations": []}
         where["train_captions"].write_text(json.dumps(content))
-        assert own_root.is_own(where, record) == own
+        assert own_root.is_own_root(where, record) == own
     where["train_captions"].unlink()
     where["val_captions"].write_text(json.dumps(content))
-    assert not own_root.is_own(where, record)
+    assert not own_root.is_own_root(where, record)
 
 
 def edited(path: Path, **changes: Any) -> None:

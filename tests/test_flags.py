@@ -45,6 +45,8 @@ BAD = {
     "--source": ["{nowhere}", "{text}", "", LONG, "ftp://coco"],
     "--resize": [*NUMBERS, "63", "1025"],
     "--vocabulary-size": [*NUMBERS, "259", "1000001"],
+    "--references": ["theirs", ""],
+    "--unit": ["letter", ""],
     "--seed": ["x", "", "1.5"],
     "--report": ["{text}/inside.html", "", LONG],
     "--encoder": CHECKPOINTS,
@@ -55,6 +57,7 @@ BAD = {
 SWITCHES = {
     "--sample",
     "--captions-only",
+    "--keep-accents",
     "--keep-archives",
     "--check",
     "--from-scratch",

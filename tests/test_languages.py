@@ -113,7 +113,8 @@ def test_keep_accents_is_recorded_and_a_change_prepares_anew(make_tiny_coco, cap
         ids = [image["id"] for image in content["images"]]
         content["annotations"] = [{"image_id": i, "caption": text} for i, text in zip(ids, texts)]
         paths[f"{split}_captions"].write_text(json.dumps(content))
-    paths["tokenizer"].unlink()  # another one, of no record
+    for file in paths["processed"].iterdir():  # another tokenizer and its lists, of no record
+        file.unlink()
 
     def said(*options: str) -> tuple[str, str]:
         process_coco.main(["--captions-only", "--data", str(paths["data"]), *options])
@@ -129,4 +130,7 @@ def test_keep_accents_is_recorded_and_a_change_prepares_anew(make_tiny_coco, cap
     assert "tokenizer:" in printed
     assert "lose" not in printed
     assert "nothing to do" in said("--keep-accents")[0]
-    assert said()[1] == "uber 빨간"
+    printed, read = said()  # as before, or a later --resize would take them away
+    assert "nothing to do" in printed
+    assert read == "über 빨간"
+    assert said("--no-keep-accents")[1] == "uber 빨간"

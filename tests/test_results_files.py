@@ -79,7 +79,8 @@ def test_bleu_in_training_follows_the_same_rules(run, tmp_path, capsys, monkeypa
         for entry in content["annotations"]:
             entry["caption"] = text
         run.paths[f"{split}_captions"].write_text(json.dumps(content))
-    run.paths["tokenizer"].unlink()
+    for file in run.paths["processed"].iterdir():  # of other captions, and of no record
+        file.unlink()
     process_coco.main(["--captions-only", "--data", str(run.paths["data"])])
     monkeypatch.setattr("captioner.Captioner.text", lambda *_: said)
     config = write_config(tmp_path, "captioner_config.yaml", eval_freq=1)

@@ -53,6 +53,7 @@ from train_encoder import MaeConfig
 from transformer_components import StackConfig, TransformerEncoderDecoder
 
 MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings")  # what a resume must keep
+EPOCH_KEYS = ("captions_per_image", "length_buckets")  # what it must keep until the epoch ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     elif options.pretrained:
         path, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
         require_auto_encoder(path, pretrained)
-    config = run_config(CaptionerConfig, options.config, paths["captioner_config"], resume, MODEL_KEYS)
+    config = run_config(
+        CaptionerConfig, options.config, paths["captioner_config"], resume, MODEL_KEYS, EPOCH_KEYS
+    )
     split_file = open_split_file(options.split_file, paths)
     if resume:
         require_same_split(resume, split_file)

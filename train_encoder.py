@@ -43,6 +43,7 @@ MODEL_KEYS = (
     "encoder",
     "decoder",
 )  # of the configuration: what a resume must keep
+EPOCH_KEYS = ("splits",)  # what it must keep until the epoch ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
         config_from_dict(resume["config"], MaeConfig, f"{resumed}: config")
         require_auto_encoder(resumed, resume)
-    config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS)
+    config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS, EPOCH_KEYS)
     split_file = open_split_file(options.split_file, paths)
     if resume:
         require_same_split(resume, split_file)

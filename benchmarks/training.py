@@ -23,7 +23,6 @@ from support.training_config import TrainingConfig
 from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
 from train_encoder import MaeConfig, reconstruction_loss
 
-MANY = 100_000  # steps in an epoch, so that the schedule hardly moves
 CAPTIONS = 5  # of each image
 
 
@@ -134,6 +133,6 @@ def step(
     """One optimizer step after the other on the same batch."""
     count = len(batch.images)
     config = replace(config, batch_size=count)
-    stepper = Stepper(loss_fn, optimizer, config, setting.device, steps_per_epoch=MANY)
+    stepper = Stepper(loss_fn, optimizer, config, setting.device)
     plan = [MicroBatch(list(range(count)), real=True)]
-    return lambda: stepper.step(network, [batch], plan, config.seed)
+    return lambda: stepper.step(network, [batch], plan, config.seed, epochs=0.0)

@@ -1,9 +1,9 @@
 """One optimizer step on one global batch, without once waiting for the device.
 
-The passes over the micro-batches, the sum over all processes, the mean gradient, clipping, the schedule and
-the update are queued one after the other.  Whether loss and gradient are finite is decided on the device,
-too: an update that is not taken leaves weights, moments and schedule as they were.  What the step came to
-travels to the host by itself and is read when the next step is under way.
+The passes over the micro-batches, the sum over all processes, the mean gradient, clipping and the update are
+queued one after the other.  Whether loss and gradient are finite is decided on the device, too: an update
+that is not taken leaves weights and moments as they were.  What the step came to travels to the host by
+itself and is read when the next step is under way.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,6 @@ class Stepper:
         optimizer: fused; its groups carry their full rate as `base_lr`.
         config: the run's settings.
         device: where the model lies.
-        steps_per_epoch: optimizer steps in an epoch, for the schedule.
     """
 
     def __init__(
@@ -73,24 +72,16 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         config: TrainingConfig,
         device: torch.device,
-        steps_per_epoch: int,
     ):
         self.loss_fn, self.optimizer, self.config, self.device = loss_fn, optimizer, config, device
-        self.steps_per_epoch = steps_per_epoch
         self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
-        self.start_from(0)
 
-    def start_from(self, updates: int) -> None:
-        """Sets the schedule's clock to so many updates."""
-        self._updates = torch.full((), updates, dtype=torch.int64, device=self.device)
-
-    def rate(self, updates: Tensor) -> Tensor:
-        """The schedule's factor of the learning rate after so many updates."""
+    def rate(self, epochs: float) -> float:
+        """The schedule's factor of the learning rate after so many epochs."""
         config = self.config
         return learning_rate_factor(
-            updates,
-            updates_per_epoch=self.steps_per_epoch,
+            epochs,
             warmup_epochs=config.warmup_epochs,
             total_epochs=config.total_epochs,
             start_factor=config.start_factor,
@@ -98,7 +89,12 @@ class Stepper:
         )
 
     def step(
-        self, network: nn.Module, micro_batches: Sequence[NamedTuple], plan: Sequence[MicroBatch], seed: int
+        self,
+        network: nn.Module,
+        micro_batches: Sequence[NamedTuple],
+        plan: Sequence[MicroBatch],
+        seed: int,
+        epochs: float,
     ) -> PendingReport:
         """Queues one optimizer step.
 
@@ -107,6 +103,7 @@ class Stepper:
             micro_batches: this process's share of the global batch.
             plan: what the sampler says of each of them.
             seed: of dropout.
+            epochs: done before this step, with the share of the current one: the schedule's clock.
         """
         torch.manual_seed(seed)
         sums = self._backward(network, micro_batches, plan)
@@ -115,7 +112,7 @@ class Stepper:
         factor = self.config.batch_size * distributed.world_size() / weight.clamp(min=1.0)
         norm = self._mean_gradient(factor)
         taken = torch.isfinite(norm) & torch.isfinite(loss_sum)
-        self._update(taken)
+        self._update(taken, self.rate(epochs))
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), taken.double()])]))
 
     def _backward(
@@ -146,14 +143,12 @@ class Stepper:
             torch._foreach_mul_(gradients, torch.clamp(self.config.gradient_clip / (norm + 1e-6), max=1.0))
         return norm
 
-    def _update(self, taken: Tensor) -> None:
-        """Moves the weights and the schedule, if the step is to be taken."""
-        rate = self.rate(self._updates).float()
+    def _update(self, taken: Tensor, rate: float) -> None:
+        """Moves the weights, if the step is to be taken, at this share of the groups' rates."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         self.optimizer.found_inf = (~taken).float()  # the fused kernels heed it, as with a GradScaler
         self.optimizer.step()
-        self._updates += taken
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 

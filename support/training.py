@@ -36,7 +36,7 @@ from support.errors import RunError, UsageError
 from support.logbook import write_log
 from support.randomness import mix
 from support.step import LossFunction, PendingReport, Report, Stepper, to_device
-from support.training_config import TrainingConfig
+from support.training_config import TrainingConfig, in_mid_epoch
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Progress:
 
     epoch: int = 0  # epochs completed
     step: int = 0  # steps of the current epoch done; a step is one global batch
-    updates: int = 0  # optimizer steps taken in all: the schedule's clock, which a skipped step leaves alone
+    updates: int = 0  # optimizer steps taken in all
     bad_steps: int = 0  # skipped in a row
     skipped: int = 0  # steps skipped in this epoch
     unreadable: int = 0  # samples left out in this epoch, as their pictures cannot be read
@@ -108,7 +108,7 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps
-        self.stepper = Stepper(loss_fn, optimizer, config, device, self.steps_per_epoch)
+        self.stepper = Stepper(loss_fn, optimizer, config, device)
         self.progress = Progress()
         self.network = self.model
         self.lag = 1 if device.type == "cuda" else 0  # steps queued on the device before a report is read
@@ -157,7 +157,7 @@ class Trainer:
         return {
             "train_loss": progress.loss_sum / progress.weight if progress.weight else math.nan,
             "gradient_norm": progress.norm_sum / taken if taken else math.nan,
-            "learning_rate": config.learning_rate * float(self.stepper.rate(torch.tensor(progress.updates))),
+            "learning_rate": config.learning_rate * self.stepper.rate(progress.epoch + 1),
             "samples_per_second": len(self.train_loader.dataset) / progress.seconds,
             "skipped_steps": progress.skipped,
             "unreadable_samples": progress.unreadable,
@@ -217,8 +217,9 @@ class Trainer:
         self.model.train()
         seed = mix(self.config.seed, self.progress.epoch, number, distributed.rank())
         plan = self.sampler.micro_batches(number)
+        epochs = self.progress.epoch + number / self.steps_per_epoch
         try:
-            report = self.stepper.step(self.network, micro_batches, plan, seed)
+            report = self.stepper.step(self.network, micro_batches, plan, seed, epochs)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise accumulation_steps, "
@@ -340,10 +341,9 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"the checkpoint does not fit this model: {error}") from error
         samples = len(self.train_loader.dataset)
-        if progress.step and state["samples"] != samples:
+        if in_mid_epoch(state) and state["samples"] != samples:
             raise UsageError(
                 f"the checkpoint stands in the middle of an epoch of {state['samples']} samples, the data "
                 f"has {samples}; use the same data and the same -s, or a checkpoint from the end of an epoch"
             )
         self.progress = progress
-        self.stepper.start_from(progress.updates)

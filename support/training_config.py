@@ -1,11 +1,22 @@
 """The settings that both stages share, and where a run takes them from."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from support.configuration import at_least, bounded, config_from_dict, load_config, positive
+from support.configuration import (
+    at_least,
+    bounded,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    positive,
+)
 from support.errors import UsageError
+
+# Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
+EPOCH_KEYS = ("seed", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +69,7 @@ def run_config(
     default: Path,
     resume: dict[str, Any] | None,
     model_keys: tuple[str, ...],
+    epoch_keys: tuple[str, ...],
 ) -> Config:
     """The configuration of a run: the file named, else the checkpoint it goes on from, else the default.
 
@@ -67,9 +79,10 @@ def run_config(
         default: the file for a run that starts anew.
         resume: the checkpoint to go on from, or None.
         model_keys: the keys that say what the model is.
+        epoch_keys: the stage's own keys that say which samples an epoch's steps take.
 
     Raises:
-        UsageError: the file does not fit the class, or says of the model what the checkpoint does not.
+        UsageError: the file does not fit the class, or changes a key that the checkpoint does not allow.
     """
     if resume is None:
         return load_config(named or default, config_class)
@@ -77,10 +90,32 @@ def run_config(
     if named is None:
         return saved
     config = load_config(named, config_class)
-    for key in model_keys:
-        got, expected = getattr(config, key), getattr(saved, key)
-        if got != expected:
+    for key, was, now in _differences(config_to_dict(saved), config_to_dict(config)):
+        section = key.partition(".")[0]
+        if section in model_keys:
             raise UsageError(
-                f"{named}: {key}: the checkpoint was trained with {expected}, this file says {got}"
+                f"{named}: {key}: the checkpoint was trained with {was}, this file says {now}; "
+                "keep it, or start a new run"
+            )
+        if section in (*EPOCH_KEYS, *epoch_keys) and in_mid_epoch(resume):
+            raise UsageError(
+                f"{named}: {key}: the checkpoint stands in the middle of an epoch with {was}, this file says "
+                f"{now}; complete that epoch first, with --epochs {resume['progress']['epoch'] + 1} and "
+                "without --config, or go on from a checkpoint of the end of an epoch"
             )
     return config
+
+
+def in_mid_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Whether some, but not all steps of the checkpoint's current epoch are done."""
+    samples_seen = checkpoint["progress"]["step"] * checkpoint["config"]["batch_size"]
+    return 0 < samples_seen < checkpoint["samples"]
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What two configurations of one class differ in: (dotted key, old value, new value)."""
+    for key, value in old.items():
+        if isinstance(value, dict):
+            yield from _differences(value, new[key], f"{above}{key}.")
+        elif value != new[key]:
+            yield f"{above}{key}", value, new[key]

@@ -218,11 +218,11 @@ def gradients_of(model: nn.Module, loss, loader, config) -> list[dict[str, torch
     network = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
     groups = [{"params": list(model.parameters()), "base_lr": 1.0}]
     stepper = Stepper(
-        lambda batch: loss(network, batch), adamw(model, groups, config), config, torch.device("cpu"), 1
+        lambda batch: loss(network, batch), adamw(model, groups, config), config, torch.device("cpu")
     )
     taken = []
 
-    def keep(_):
+    def keep(*_):
         taken.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
 
@@ -230,5 +230,5 @@ def gradients_of(model: nn.Module, loss, loader, config) -> list[dict[str, torch
     batches = iter(loader)
     for number in range(loader.batch_sampler.steps):
         plan = loader.batch_sampler.micro_batches(number)
-        stepper.step(network, [next(batches) for _ in plan], plan, seed=0)
+        stepper.step(network, [next(batches) for _ in plan], plan, seed=0, epochs=0.0)
     return taken

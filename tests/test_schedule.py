@@ -5,8 +5,8 @@ import torch
 
 from support.schedule import learning_rate_factor
 
+STEPS = 7  # of an epoch
 SETTINGS = {
-    "updates_per_epoch": 7,
     "warmup_epochs": 2,
     "total_epochs": 9,
     "start_factor": 0.05,
@@ -15,7 +15,7 @@ SETTINGS = {
 
 
 def factor(update: int, **changes: float) -> float:
-    return float(learning_rate_factor(torch.tensor(update), **SETTINGS | changes))
+    return learning_rate_factor(update / STEPS, **SETTINGS | changes)
 
 
 def test_it_is_torchs_linear_warm_up_and_cosine_annealing_per_step():

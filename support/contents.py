@@ -72,16 +72,12 @@ def require_weights(
 def restoring(path: Path, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Names the checkpoint in what goes wrong while a run is taken up from it.
 
-    At the end the optimizer must have the kinds of settings that it had before, and moments of its
-    parameters' shapes.
+    At the end the optimizer must have moments of its parameters' shapes.
     """
-    before = [_kinds(group) for group in optimizer.param_groups]
     try:
         yield
     except (UsageError, *REBUILDING) as error:
         raise _unsound(path, _brief(error)) from error
-    if [_kinds(group) for group in optimizer.param_groups] != before:
-        raise _unsound(path, "its optimizer has other settings than this version's")
     for parameter, moments in optimizer.state.items():
         shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
         if not isinstance(moments, dict) or {
@@ -104,11 +100,6 @@ def _require_progress(path: Path, progress: Mapping[Any, Any]) -> None:
         figures = list(entry.values()) if isinstance(entry, dict) else ["none"]
         if not all(type(figure) in (int, float, type(None)) for figure in figures) or "epoch" not in entry:
             raise _unsound(path, "its history holds something else than figures of epochs")
-
-
-def _kinds(group: Mapping[str, Any]) -> dict[str, type]:
-    """The settings of a group, without its rate, a number or a tensor, and its parameters."""
-    return {key: type(value) for key, value in group.items() if key not in ("lr", "params")}
 
 
 def _unsound(path: Path, reason: str) -> UsageError:

@@ -28,6 +28,31 @@ def adamw(model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig
     )
 
 
+def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Takes the moments of a checkpoint's optimizer; the settings stay those of the new configuration.
+
+    Only `lr`, the rate of the last step taken, is the checkpoint's: the next step sets it anew.
+
+    Args:
+        optimizer: of the same groups, with settings of its own.
+        saved: the `state_dict` of the checkpoint's.
+
+    Raises:
+        ValueError: its groups hold other parameters or other kinds of settings.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [_form(group) for group in saved["param_groups"]] != [_form(group) for group in groups]:
+        raise ValueError("its optimizer has other settings than this version's")
+    groups = [{**own, "lr": float(group["lr"])} for own, group in zip(groups, saved["param_groups"])]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+
+
+def _form(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's parameters, by number, and the types of its settings but `lr`, which was a tensor once."""
+    types = {key: type(value) for key, value in group.items() if key not in ("lr", "params")}
+    return types | {"params": group["params"]}
+
+
 def _split(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
     """The group's matrices, which decay, and the rest of it, which does not; neither part is empty."""
     matrices = [p for p in group["params"] if id(p) not in spared]

@@ -34,6 +34,7 @@ from support.contents import restoring
 from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.logbook import write_log
+from support.optimizer import restore_moments
 from support.randomness import mix
 from support.step import LossFunction, PendingReport, Report, Stepper, to_device
 from support.training_config import TrainingConfig, in_mid_epoch
@@ -222,8 +223,8 @@ class Trainer:
             report = self.stepper.step(self.network, micro_batches, plan, seed, epochs)
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise accumulation_steps, "
-                "which changes no result, and go on with -c last"
+                f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise accumulation_steps "
+                "in your YAML file, which changes no result, and go on with -c last --config FILE"
             ) from error
         self._queue.append(Queued(number, [batch.image_ids for batch in micro_batches], report))
 
@@ -272,13 +273,15 @@ class Trainer:
             return RunError(
                 f"{progress.unreadable} of {samples} samples have pictures that cannot be read, and "
                 f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; "
-                "list them with `python process_coco.py --check`, mend or remove them, and go on with -c last"
+                "list them with `python process_coco.py --check`, mend them and go on with -c last, or raise "
+                "max_bad_fraction in your YAML file and go on with -c last --config FILE"
             )
         if progress.bad_steps >= config.max_bad_steps:
             return RunError(
                 f"{progress.bad_steps} steps in a row had a loss or gradient that is not finite, the last at "
-                f"epoch {progress.epoch + 1}, step {progress.step}; try a lower learning_rate, a "
-                "gradient_clip, or precision float32, and go on with -c last"
+                f"epoch {progress.epoch + 1}, step {progress.step}; edit your YAML file: a lower "
+                "learning_rate, a gradient_clip or precision float32, and go on with -c last --config FILE "
+                "(without --config an edited file is not read), or with an earlier checkpoint"
             )
         if report.stop:
             return interrupts.Interrupted(interrupts.received() or signal.SIGTERM)
@@ -336,8 +339,9 @@ class Trainer:
         try:
             progress = Progress(**state["progress"])
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.stepper.scaler.load_state_dict(state["scaler"])
+            restore_moments(self.optimizer, state["optimizer"])
+            if state["scaler"]:  # empty where the run was not in float16 so far
+                self.stepper.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"the checkpoint does not fit this model: {error}") from error
         samples = len(self.train_loader.dataset)
@@ -346,4 +350,6 @@ class Trainer:
                 f"the checkpoint stands in the middle of an epoch of {state['samples']} samples, the data "
                 f"has {samples}; use the same data and the same -s, or a checkpoint from the end of an epoch"
             )
+        if progress.bad_steps >= self.config.max_bad_steps:
+            progress.bad_steps = 0  # they ended the run; it is tried anew
         self.progress = progress

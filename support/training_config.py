@@ -15,6 +15,8 @@ from support.configuration import (
 )
 from support.errors import UsageError
 
+# Keys that a resume must keep, beside those of the model: the optimizer's groups are cut by them.
+GROUP_KEYS = ("decay_matrices_only",)
 # Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
 EPOCH_KEYS = ("seed", "batch_size")
 
@@ -92,7 +94,7 @@ def run_config(
     config = load_config(named, config_class)
     for key, was, now in _differences(config_to_dict(saved), config_to_dict(config)):
         section = key.partition(".")[0]
-        if section in model_keys:
+        if section in (*model_keys, *GROUP_KEYS):
             raise UsageError(
                 f"{named}: {key}: the checkpoint was trained with {was}, this file says {now}; "
                 "keep it, or start a new run"

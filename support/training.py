@@ -18,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -35,32 +35,10 @@ from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.logbook import write_log
 from support.optimizer import restore_moments
+from support.progress import Progress
 from support.randomness import mix
 from support.step import LossFunction, PendingReport, Report, Stepper, to_device
 from support.training_config import TrainingConfig, in_mid_epoch
-
-
-@dataclass
-class Progress:
-    """Where a run stands.  What is of the current epoch is zero at its start."""
-
-    epoch: int = 0  # epochs completed
-    step: int = 0  # steps of the current epoch done; a step is one global batch
-    updates: int = 0  # optimizer steps taken in all
-    bad_steps: int = 0  # skipped in a row
-    skipped: int = 0  # steps skipped in this epoch
-    unreadable: int = 0  # samples left out in this epoch, as their pictures cannot be read
-    loss_sum: float = 0.0  # of the current epoch, over `weight` patches or tokens
-    weight: float = 0.0
-    norm_sum: float = 0.0  # of the gradient, over the steps taken in this epoch
-    seconds: float = 0.0  # spent training in the current epoch
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch, as in log.jsonl
-
-    def begin_epoch(self) -> None:
-        """Counts the current epoch as completed."""
-        self.epoch += 1
-        self.step = self.skipped = self.unreadable = 0
-        self.loss_sum = self.weight = self.norm_sum = self.seconds = 0.0
 
 
 class Queued(NamedTuple):
@@ -116,9 +94,13 @@ class Trainer:
         self._queue: deque[Queued] = deque()
         self._ending: tuple[int, Exception] | None = None  # after which step to raise what
         self._last_save = time.monotonic()
+        self._newest: Path | None = None  # checkpoint written, or gone on from with the same configuration
+        self._all_steps_done = False  # of the current epoch
         if resume is not None:
             with restoring(resumed, optimizer):
                 self._restore(resume)
+            if resume["config"] == contents["config"]:
+                self._newest = resumed.resolve()
         distributed.wait_for_all()  # every process has read its checkpoint before the folder changes
         if distributed.is_main():
             checkpoints.prepare(folder, resumed)
@@ -136,14 +118,18 @@ class Trainer:
             yield self.progress.epoch + 1
 
     def train(self) -> dict[str, float]:
-        """Does what is left of the current epoch; returns the epoch's training figures."""
+        """Does what is left of the current epoch, and saves it; returns the epoch's training figures.
+
+        The epoch is on the disk before anything else runs: whatever fails in validation, a resume goes
+        straight there.
+        """
         progress, config = self.progress, self.config
         self.prepare_network()
         self.sampler.set_epoch(progress.epoch, start_step=progress.step)
         batches = iter(self.train_loader)
         started = time.perf_counter() - progress.seconds
         with self._bar(f"epoch {progress.epoch + 1}", "step", self.steps_per_epoch, progress.step) as bar:
-            for number in range(progress.step, self.steps_per_epoch):
+            for number in self._steps_left():
                 self.queue_step(number, list(islice(batches, config.accumulation_steps)))
                 last = self._read_reports(self.lag)
                 progress.seconds = time.perf_counter() - started
@@ -154,6 +140,8 @@ class Trainer:
                 self._save_if_due()
             self._read_reports(0)
             self._end_if_due(self.steps_per_epoch + self.lag)
+        self._all_steps_done = True
+        self.save()
         taken = progress.step - progress.skipped
         return {
             "train_loss": progress.loss_sum / progress.weight if progress.weight else math.nan,
@@ -182,18 +170,24 @@ class Trainer:
         progress = self.progress
         seconds = round(progress.seconds, 2)
         progress.begin_epoch()
+        self._all_steps_done = False
         progress.history.append({"epoch": progress.epoch, **figures, "seconds": seconds})
         self.save()
         if distributed.is_main():
             write_log(self.folder / "log.jsonl", progress.history)
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment and prunes the old ones; only the main process does."""
+        """Writes a checkpoint of this moment, unless there is one, and prunes the old ones.
+
+        Only the main process does.
+        """
         self._last_save = time.monotonic()
         if not distributed.is_main():
             return
         self._read_reports(0)
         path = self.folder / checkpoints.name(self.progress.epoch, self.progress.step)
+        if path.resolve() == self._newest:
+            return
         checkpoints.save(
             path,
             {
@@ -207,9 +201,17 @@ class Trainer:
                 "samples": len(self.train_loader.dataset),
             },
         )
+        self._newest = path.resolve()
         checkpoints.prune(self.folder, path, self.config.keep_checkpoints, self.progress.history)
 
     # --- steps and their reports ---
+
+    def _steps_left(self) -> range:
+        """The numbers of the steps still to do in the current epoch.
+
+        They are none after all steps of an earlier run, whatever their number was with its batch size.
+        """
+        return range(0) if self._all_steps_done else range(self.progress.step, self.steps_per_epoch)
 
     def queue_step(self, number: int, micro_batches: list[NamedTuple]) -> None:
         """Sends one optimizer step to the device; its report waits to be read."""
@@ -352,4 +354,5 @@ class Trainer:
             )
         if progress.bad_steps >= self.config.max_bad_steps:
             progress.bad_steps = 0  # they ended the run; it is tried anew
+        self._all_steps_done = progress.step > 0 and not in_mid_epoch(state)
         self.progress = progress

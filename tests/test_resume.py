@@ -207,7 +207,7 @@ def test_a_checkpoint_whose_optimizer_holds_its_rate_as_a_tensor_still_loads(run
 
     def save_as_before(trainer):
         for group in trainer.optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"])
+            group["lr"] = torch.tensor(float(group["lr"]))
         save(trainer)
 
     with monkeypatch.context() as context:

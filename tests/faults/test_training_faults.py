@@ -10,6 +10,7 @@ import pytest
 
 from support import checkpoints
 from support.training import Trainer
+from support.training_config import in_mid_epoch
 from tests.process_cases import alive, end, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import assert_same, state_of, train_captions, train_mae, write_config
 
@@ -130,10 +131,13 @@ def test_10_signals_at_random_moments_save_and_leave_nothing_behind(make_tiny_co
         sent = time.time()
         code, seconds = stop(run, signum)
         message = stderr_of(run)
-        newest, _ = checkpoints.load_named(out / stage, "last", stage)
+        newest, state = checkpoints.load_named(out / stage, "last", stage)
+        # What came during validation or beam search finds the trained epoch on the disk.
+        trained = state["progress"]["step"] and not in_mid_epoch(state)
         try:
             saved = newest.stat().st_mtime - sent
-            assert -0.01 < saved <= 5, f"saved after {saved:.2f} s: {message}"
+            assert saved <= 5, f"saved after {saved:.2f} s: {message}"
+            assert trained or saved > -0.01, f"not saved: {message}"
             slowest = max(slowest, saved if ranks > 1 else seconds)  # torchrun itself takes its time
             assert slowest <= 5, message
             if ranks == 1:

@@ -11,7 +11,7 @@ class Progress:
     epoch: int = 0  # epochs completed
     step: int = 0  # steps of the current epoch done; a step is one global batch
     updates: int = 0  # optimizer steps taken in all
-    bad_steps: int = 0  # skipped in a row
+    bad_steps: int = 0  # skipped in a row, as loss or gradient were not finite
     skipped: int = 0  # steps skipped in this epoch
     unreadable: int = 0  # samples left out in this epoch, as their pictures cannot be read
     loss_sum: float = 0.0  # of the current epoch, over `weight` patches or tokens

@@ -31,11 +31,21 @@ class Report(NamedTuple):
     unreadable: float  # samples left out because their pictures cannot be read
     stop: float  # processes that have been asked to stop
     gradient_norm: float  # of the mean gradient, before clipping
-    taken: float  # 1, or 0: loss or gradient were not finite, and nothing was updated
+    taken: float  # 1, or 0: nothing was updated, for want of images or of a finite loss and gradient
 
     @property
     def loss(self) -> float:
         return self.loss_sum / max(self.weight, 1.0)
+
+    @property
+    def empty(self) -> bool:
+        """Whether none of the step's images could be read."""
+        return self.weight == 0
+
+    @property
+    def bad(self) -> bool:
+        """Whether loss or gradient were not finite."""
+        return not (self.taken or self.empty)
 
 
 class PendingReport:
@@ -111,7 +121,7 @@ class Stepper:
         # The gradients are those of loss sums, as shares of the batch size; these make them the mean's.
         factor = self.config.batch_size * distributed.world_size() / weight.clamp(min=1.0)
         norm = self._mean_gradient(factor)
-        taken = torch.isfinite(norm) & torch.isfinite(loss_sum)
+        taken = torch.isfinite(norm) & torch.isfinite(loss_sum) & (weight > 0)
         self._update(taken, self.rate(epochs))
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), taken.double()])]))
 

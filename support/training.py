@@ -255,17 +255,23 @@ class Trainer:
             progress.weight += report.weight
             progress.norm_sum += report.gradient_norm
         else:
-            progress.bad_steps += 1
             progress.skipped += 1
-            ids = torch.cat(queued.image_ids).tolist()
-            tqdm.write(
-                f"epoch {progress.epoch + 1}, step {progress.step}: loss {report.loss}, gradient norm "
-                f"{report.gradient_norm}: skipped; images {ids}",
-                file=sys.stderr,
-            )
+            progress.bad_steps += report.bad
+            if report.bad or distributed.is_main():  # each process has bad images of its own to name
+                why = self._why_skipped(queued, report)
+                tqdm.write(
+                    f"epoch {progress.epoch + 1}, step {progress.step}: skipped: {why}", file=sys.stderr
+                )
         reason = self._reason_to_end(report)
         if reason and self._ending is None:
             self._ending = queued.number + self.lag, reason
+
+    @staticmethod
+    def _why_skipped(queued: Queued, report: Report) -> str:
+        if report.empty:
+            return "none of its images can be read"
+        ids = torch.cat(queued.image_ids).tolist()
+        return f"loss {report.loss}, gradient norm {report.gradient_norm}; images {ids}"
 
     def _reason_to_end(self, report: Report) -> Exception | None:
         progress, config = self.progress, self.config

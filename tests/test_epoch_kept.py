@@ -8,18 +8,21 @@ import train_encoder
 from support import checkpoints, interrupts
 from support.errors import RunError
 from support.training import Trainer
-from tests.training_cases import STACK, assert_same, record_steps, state_of, train_mae, write_config
+from tests.training_cases import ONE_LAYER, assert_same, record_steps, stage_runner, state_of
 
-ONE_LAYER = {**STACK, "num_layers": 1}
 STEPS = {"encoder": 3, "captioner": 9}  # of an epoch
-FAILURES = [
-    ("encoder", Trainer, "validate", KeyError("val_loss")),
-    ("encoder", train_encoder, "first_reconstructions", torch.OutOfMemoryError("CUDA out of memory")),
-    ("captioner", Trainer, "validate", torch.OutOfMemoryError("CUDA out of memory")),
-    ("captioner", train_captioner, "caption_split", FloatingPointError("a beam's score is not finite")),
-    ("captioner", train_captioner, "scored", RuntimeError("a metric's bug")),
-    ("captioner", train_captioner, "first_captions", KeyError("caption")),
-]
+FAILURES = {
+    "encoder": [
+        (Trainer, "validate", KeyError("val_loss")),
+        (train_encoder, "first_reconstructions", torch.OutOfMemoryError("CUDA out of memory")),
+    ],
+    "captioner": [
+        (Trainer, "validate", torch.OutOfMemoryError("CUDA out of memory")),
+        (train_captioner, "caption_split", FloatingPointError("a beam's score is not finite")),
+        (train_captioner, "scored", RuntimeError("a metric's bug")),
+        (train_captioner, "first_captions", KeyError("caption")),
+    ],
+}
 
 
 class SilentBoard:
@@ -31,27 +34,16 @@ class SilentBoard:
 
 @pytest.fixture
 def run(make_tiny_coco, tmp_path, monkeypatch):
-    """Runs two epochs of a stage's script: run(stage, out, *options, **changes to the YAML)."""
+    """Runs a stage's script on 13 images, with a board; see `stage_runner`."""
     for script in (train_encoder, train_captioner):
         monkeypatch.setattr(script, "open_board", lambda *given: SilentBoard())
     paths = make_tiny_coco(train=10, val=2, unlabeled=3)
-    mae = write_config(tmp_path, "mae_config.yaml", encoder={**ONE_LAYER}, decoder={**ONE_LAYER})
-    train_mae(paths["data"], tmp_path / "first", mae, "--epochs", "1")
-    encoder = str(tmp_path / "first" / "encoder" / "checkpoint1.pt")
-
-    def start(stage: str, out: str, *options: str, **changes) -> None:
-        if stage == "encoder":
-            changes = {"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}} | changes
-        else:
-            changes = {"decoder": {**ONE_LAYER, "dropout": 0.2}, "eval_freq": 1} | changes
-        name = {"encoder": "mae_config.yaml", "captioner": "captioner_config.yaml"}[stage]
-        arguments = ["--data", str(paths["data"]), "--out", str(tmp_path / out), "--tensorboard", *options]
-        arguments += ["--config", str(write_config(tmp_path, name, **changes))]
-        if stage == "captioner" and "-c" not in options:
-            arguments += ["-p", encoder]
-        {"encoder": train_encoder, "captioner": train_captioner}[stage].main(arguments)
-
-    return start
+    return stage_runner(
+        paths["data"],
+        tmp_path,
+        encoder={"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}},
+        captioner={"decoder": {**ONE_LAYER, "dropout": 0.2}, "eval_freq": 1},
+    )
 
 
 def failing(error: BaseException):
@@ -65,27 +57,26 @@ def names(folder) -> list[str]:
     return [path.name for path in checkpoints.existing(folder)]
 
 
-@pytest.mark.parametrize(
-    ("stage", "owner", "function", "error"), FAILURES, ids=[f"{case[0]}-{case[2]}" for case in FAILURES]
-)
-def test_what_fails_after_an_epoch_costs_no_training(
-    run, tmp_path, monkeypatch, stage, owner, function, error
-):
+@pytest.mark.parametrize("stage", FAILURES)
+def test_what_fails_after_an_epoch_costs_no_training(run, tmp_path, monkeypatch, stage):
     """Only a foreseen error saved; any other lost up to a whole epoch, and again on every retry."""
-    batch = {"batch_size": 6}
-    run(stage, "whole", "--epochs", "2", **batch)
+    epochs = ["--epochs", "2", "--tensorboard"]
+    run(stage, "whole", *epochs)
+    whole = state_of(tmp_path / "whole", stage)
     losses = record_steps(monkeypatch)
-    options: list[str] = []
-    for _ in range(2):
-        with monkeypatch.context() as context:
-            context.setattr(owner, function, failing(error))
-            with pytest.raises(type(error)):
-                run(stage, "parts", "--epochs", "2", *options, **batch)
-        options = ["-c", "last"]
-    run(stage, "parts", "--epochs", "2", *options, **batch)
-    assert len(losses) == 2 * STEPS[stage], "steps were trained twice"
-    assert_same(state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage))
-    assert names(tmp_path / "parts" / stage) == ["checkpoint1.pt", "checkpoint2.pt"]
+    for owner, function, error in FAILURES[stage]:
+        losses.clear()
+        options: list[str] = []
+        for _ in range(2):
+            with monkeypatch.context() as context:
+                context.setattr(owner, function, failing(error))
+                with pytest.raises(type(error)):
+                    run(stage, function, *epochs, *options)
+            options = ["-c", "last"]
+        run(stage, function, *epochs, *options)
+        assert len(losses) == 2 * STEPS[stage], f"{function}: steps were trained twice"
+        assert_same(whole, state_of(tmp_path / function, stage))
+        assert names(tmp_path / function / stage) == ["checkpoint1.pt", "checkpoint2.pt"]
 
 
 def test_a_signal_while_the_trained_epoch_is_saved_ends_the_run_there(run, tmp_path, monkeypatch):

@@ -14,10 +14,9 @@ from support.configuration import config_to_dict
 from support.errors import RunError, UsageError
 from support.step import Stepper
 from support.training import Trainer
-from tests.training_cases import STACK, record_steps, state_of, train_mae, write_config
+from tests.training_cases import ONE_LAYER, STACK, record_steps, stage_runner, state_of
 
 CONFIGS = {"encoder": train_encoder.MaeConfig, "captioner": train_captioner.CaptionerConfig}
-ONE_LAYER = {**STACK, "num_layers": 1}
 
 # A new value for each key, and when a resume refuses it: "always", "within" an epoch, or never.
 COMMON = {
@@ -74,27 +73,10 @@ KEYS = {
 
 @pytest.fixture
 def run(make_tiny_coco, tmp_path):
-    """Runs a stage's script on 13 images: run(stage, out, *options, **changes to the YAML).
-
-    Without `config` it names no YAML.
-    """
+    """Runs a stage's script on 13 images; see `stage_runner`."""
     paths = make_tiny_coco(train=10, val=4, unlabeled=3)
-    mae = write_config(tmp_path, "mae_config.yaml", encoder={**ONE_LAYER}, decoder={**ONE_LAYER})
-    train_mae(paths["data"], tmp_path / "first", mae, "--epochs", "1")
-    encoder = str(tmp_path / "first" / "encoder" / "checkpoint1.pt")
-
-    def start(stage: str, out: str, *options: str, config: bool = True, **changes) -> None:
-        name = {"encoder": "mae_config.yaml", "captioner": "captioner_config.yaml"}[stage]
-        stacks = {"encoder": ["encoder", "decoder"], "captioner": ["decoder"]}[stage]
-        changes = {stack: {**ONE_LAYER} for stack in stacks} | changes
-        arguments = ["--data", str(paths["data"]), "--out", str(tmp_path / out), *options]
-        if config:
-            arguments += ["--config", str(write_config(tmp_path, name, **changes))]
-        if stage == "captioner" and "-c" not in options:
-            arguments += ["-p", encoder]
-        {"encoder": train_encoder, "captioner": train_captioner}[stage].main(arguments)
-
-    return start
+    encoder = {"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}}
+    return stage_runner(paths["data"], tmp_path, encoder=encoder, captioner={"decoder": {**ONE_LAYER}})
 
 
 def stop_within_an_epoch(run, stage: str, out: str, steps: int = 1, **changes) -> None:

@@ -19,6 +19,7 @@ STACK = {
     "num_layers": 2, "num_heads": 2, "hidden_size": 16, "key_size": 8, "value_size": 8,
     "feedforward_size": 32, "dropout": 0.0, "pre_norm": False,
 }  # fmt: skip
+ONE_LAYER = {**STACK, "num_layers": 1}
 SMALL_RUN = {
     "batch_size": 6, "total_epochs": 4, "warmup_epochs": 1, "learning_rate": 1e-3, "num_workers": 0,
     "keep_checkpoints": 9, "precision": "float32", "compile": False,
@@ -51,6 +52,29 @@ def train_mae(data: Path, out: Path, config: Path, *more: str) -> None:
 def train_captions(data: Path, out: Path, config: Path, *more: str) -> None:
     """`python train_captioner.py`, in this process."""
     train_captioner.main(["--data", str(data), "--out", str(out), "--config", str(config), *more])
+
+
+def stage_runner(data: Path, folder: Path, **always: dict) -> Callable[..., None]:
+    """A function that runs a stage's script, in this process; it pre-trains a first encoder on the spot.
+
+    It is called as run(stage, out, *options, **changes): `changes` are those of the faithful YAML, with the
+    stage's own in `always` below them, and `config=False` names no YAML.  A new captioner starts on the first
+    encoder.
+    """
+    mae = write_config(folder, "mae_config.yaml", **always.get("encoder", {}))
+    train_mae(data, folder / "first", mae, "--epochs", "1")
+    encoder = folder / "first" / "encoder" / "checkpoint1.pt"
+
+    def run(stage: str, out: str, *options: str, config: bool = True, **changes) -> None:
+        arguments = ["--data", str(data), "--out", str(folder / out), *options]
+        if config:
+            name = {"encoder": "mae_config.yaml", "captioner": "captioner_config.yaml"}[stage]
+            arguments += ["--config", str(write_config(folder, name, **always.get(stage, {}) | changes))]
+        if stage == "captioner" and "-c" not in options:
+            arguments += ["-p", str(encoder)]
+        {"encoder": train_encoder, "captioner": train_captioner}[stage].main(arguments)
+
+    return run
 
 
 def ended(main: Callable, *arguments: object, capsys: pytest.CaptureFixture) -> tuple[int, str]:

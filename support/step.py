@@ -6,6 +6,7 @@ that is not taken leaves weights and moments as they were.  What the step came t
 itself and is read when the next step is under way.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -22,6 +23,10 @@ from support.training_config import TrainingConfig
 # loss_fn(batch) -> (mean_loss, weight), both 0-dimensional and on the device
 LossFunction = Callable[[NamedTuple], tuple[Tensor, Tensor]]
 
+# In float16.  torch begins with 2^16, for losses that are means; ours are sums over a sample's patches or
+# tokens, up to about 2^8 of them.  It doubles by itself every 2000 steps, as long as nothing overflows.
+INITIAL_LOSS_SCALE = 2.0**8
+
 
 class Report(NamedTuple):
     """What a step came to; sums and counts are those of all processes together."""
@@ -31,6 +36,7 @@ class Report(NamedTuple):
     unreadable: float  # samples left out because their pictures cannot be read
     stop: float  # processes that have been asked to stop
     gradient_norm: float  # of the mean gradient, before clipping
+    loss_scale: float  # of float16's gradients; 1 in other formats
     taken: float  # 1, or 0: nothing was updated, for want of images or of a finite loss and gradient
 
     @property
@@ -43,9 +49,14 @@ class Report(NamedTuple):
         return self.weight == 0
 
     @property
+    def overflow(self) -> bool:
+        """Whether the gradient was too large for float16, which a smaller loss scale can mend."""
+        return not self.taken and not self.empty and math.isfinite(self.loss_sum) and self.loss_scale > 1
+
+    @property
     def bad(self) -> bool:
-        """Whether loss or gradient were not finite."""
-        return not (self.taken or self.empty)
+        """Whether loss or gradient were not finite for another reason."""
+        return not (self.taken or self.empty or self.overflow)
 
 
 class PendingReport:
@@ -85,7 +96,9 @@ class Stepper:
     ):
         self.loss_fn, self.optimizer, self.config, self.device = loss_fn, optimizer, config, device
         self.precision = choose_precision(config.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=INITIAL_LOSS_SCALE, enabled=self.precision is torch.float16
+        )
 
     def rate(self, epochs: float) -> float:
         """The schedule's factor of the learning rate after so many epochs."""
@@ -122,8 +135,9 @@ class Stepper:
         factor = self.config.batch_size * distributed.world_size() / weight.clamp(min=1.0)
         norm = self._mean_gradient(factor)
         taken = torch.isfinite(norm) & torch.isfinite(loss_sum) & (weight > 0)
+        loss_scale = self.scaler.scale(torch.ones_like(loss_sum))  # before the update changes it
         self._update(taken, self.rate(epochs))
-        return PendingReport(torch.cat([sums, torch.stack([norm.double(), taken.double()])]))
+        return PendingReport(torch.cat([sums, torch.stack([norm.double(), loss_scale, taken.double()])]))
 
     def _backward(
         self, network: nn.Module, micro_batches: Sequence[NamedTuple], plan: Sequence[MicroBatch]

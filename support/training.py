@@ -270,6 +270,11 @@ class Trainer:
     def _why_skipped(queued: Queued, report: Report) -> str:
         if report.empty:
             return "none of its images can be read"
+        if report.overflow:
+            return (
+                f"its gradient is too large for float16 at a loss scale of {report.loss_scale:g}, which is "
+                "halved; this is normal now and then"
+            )
         ids = torch.cat(queued.image_ids).tolist()
         return f"loss {report.loss}, gradient norm {report.gradient_norm}; images {ids}"
 

@@ -94,7 +94,7 @@ def _require_progress(path: Path, progress: Mapping[Any, Any]) -> None:
     history = progress.get("history")
     if not isinstance(history, list):
         raise _unsound(path, "its progress has no history")
-    if any(type(value) not in (int, float) for key, value in progress.items() if key != "history"):
+    if any(type(value) not in (int, float, bool) for key, value in progress.items() if key != "history"):
         raise _unsound(path, "its progress holds something else than numbers")
     for entry in history:
         figures = list(entry.values()) if isinstance(entry, dict) else ["none"]

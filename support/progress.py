@@ -10,6 +10,7 @@ class Progress:
 
     epoch: int = 0  # epochs completed
     step: int = 0  # steps of the current epoch done; a step is one global batch
+    trained: bool = False  # all steps of the current epoch are done, and its validation is to come
     updates: int = 0  # optimizer steps taken in all
     bad_steps: int = 0  # skipped in a row, as loss or gradient were not finite
     skipped: int = 0  # steps skipped in this epoch
@@ -23,5 +24,6 @@ class Progress:
     def begin_epoch(self) -> None:
         """Counts the current epoch as completed."""
         self.epoch += 1
+        self.trained = False
         self.step = self.skipped = self.unreadable = 0
         self.loss_sum = self.weight = self.norm_sum = self.seconds = 0.0

@@ -95,7 +95,6 @@ class Trainer:
         self._ending: tuple[int, Exception] | None = None  # after which step to raise what
         self._last_save = time.monotonic()
         self._newest: Path | None = None  # checkpoint written, or gone on from with the same configuration
-        self._all_steps_done = False  # of the current epoch
         if resume is not None:
             with restoring(resumed, optimizer):
                 self._restore(resume)
@@ -140,14 +139,14 @@ class Trainer:
                 self._save_if_due()
             self._read_reports(0)
             self._end_if_due(self.steps_per_epoch + self.lag)
-        self._all_steps_done = True
+        progress.trained = True
         self.save()
         taken = progress.step - progress.skipped
         return {
             "train_loss": progress.loss_sum / progress.weight if progress.weight else math.nan,
             "gradient_norm": progress.norm_sum / taken if taken else math.nan,
             "learning_rate": config.learning_rate * self.stepper.rate(progress.epoch + 1),
-            "samples_per_second": len(self.train_loader.dataset) / progress.seconds,
+            "samples_per_second": len(self.train_loader.dataset) / max(progress.seconds, 1e-6),
             "skipped_steps": progress.skipped,
             "unreadable_samples": progress.unreadable,
         }
@@ -170,7 +169,6 @@ class Trainer:
         progress = self.progress
         seconds = round(progress.seconds, 2)
         progress.begin_epoch()
-        self._all_steps_done = False
         progress.history.append({"epoch": progress.epoch, **figures, "seconds": seconds})
         self.save()
         if distributed.is_main():
@@ -209,9 +207,9 @@ class Trainer:
     def _steps_left(self) -> range:
         """The numbers of the steps still to do in the current epoch.
 
-        They are none after all steps of an earlier run, whatever their number was with its batch size.
+        They are none where an earlier run did all of them, however many that was with its batch size.
         """
-        return range(0) if self._all_steps_done else range(self.progress.step, self.steps_per_epoch)
+        return range(0) if self.progress.trained else range(self.progress.step, self.steps_per_epoch)
 
     def queue_step(self, number: int, micro_batches: list[NamedTuple]) -> None:
         """Sends one optimizer step to the device; its report waits to be read."""
@@ -365,5 +363,5 @@ class Trainer:
             )
         if progress.bad_steps >= self.config.max_bad_steps:
             progress.bad_steps = 0  # they ended the run; it is tried anew
-        self._all_steps_done = progress.step > 0 and not in_mid_epoch(state)
+        progress.trained = progress.step > 0 and not in_mid_epoch(state)
         self.progress = progress

@@ -110,8 +110,9 @@ def run_config(
 
 def in_mid_epoch(checkpoint: dict[str, Any]) -> bool:
     """Whether some, but not all steps of the checkpoint's current epoch are done."""
-    samples_seen = checkpoint["progress"]["step"] * checkpoint["config"]["batch_size"]
-    return 0 < samples_seen < checkpoint["samples"]
+    progress = checkpoint["progress"]
+    samples_seen = progress["step"] * checkpoint["config"]["batch_size"]
+    return 0 < samples_seen < checkpoint["samples"] and not progress.get("trained")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -122,14 +122,15 @@ def test_no_moment_is_written_twice(run, tmp_path, monkeypatch):
 def test_a_trained_epoch_stays_trained_with_another_batch_size(
     run, tmp_path, monkeypatch, first, second, steps
 ):
-    """It is what one changes when the GPU could not hold the validation's batches."""
+    """It is what one changes when the GPU could not hold the validation's batches; also where that fails."""
     with monkeypatch.context() as context:
         context.setattr(Trainer, "validate", failing(torch.OutOfMemoryError("CUDA out of memory")))
-        with pytest.raises(torch.OutOfMemoryError):
-            run("encoder", "out", "--epochs", "1", batch_size=first)
+        for options in ([], ["-c", "last"]):
+            with pytest.raises(torch.OutOfMemoryError):
+                run("encoder", "out", "--epochs", "1", *options, batch_size=second if options else first)
     losses = record_steps(monkeypatch)
-    run("encoder", "out", "-c", "last", "--epochs", "1", batch_size=second)
+    run("encoder", "out", "-c", "last", "--epochs", "1", config=False)
     assert not losses
-    run("encoder", "out", "-c", "last", "--epochs", "2", batch_size=second)
+    run("encoder", "out", "-c", "last", "--epochs", "2", config=False)
     assert len(losses) == steps
     assert names(tmp_path / "out" / "encoder") == ["checkpoint1.pt", "checkpoint2.pt"]

@@ -1,5 +1,6 @@
 """The settings that both stages share, and where a run takes them from."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +116,10 @@ def in_mid_epoch(checkpoint: dict[str, Any]) -> bool:
     return 0 < samples_seen < checkpoint["samples"] and not progress.get("trained")
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What two configurations of one class differ in: (dotted key, old value, new value)."""
+def _differences(old: dict[str, Any], new: dict[str, Any], above: str = "") -> Iterator[tuple[str, str, str]]:
+    """What two configurations of one class differ in: (dotted key, old value, new value), as in YAML."""
     for key, value in old.items():
         if isinstance(value, dict):
             yield from _differences(value, new[key], f"{above}{key}.")
         elif value != new[key]:
-            yield f"{above}{key}", value, new[key]
+            yield f"{above}{key}", json.dumps(value), json.dumps(new[key])

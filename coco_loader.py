@@ -427,6 +427,9 @@ def get_coco_loader(
         dataset_options: `paths`, `subset` and `split_file`, and for captions `context_length`, `pad_id` and
             `captions_per_image`, 1 for pairs.
 
+    Workers of a shuffled loader live as long as it; others end with the epoch, or each process of a run would
+    keep three pools of them.
+
     Raises:
         UsageError: see the data sets.
     """
@@ -445,4 +448,4 @@ def get_coco_loader(
     else:
         share = -(-batch_size // (world_size * accumulation))
         sampler = EvaluationSampler(len(dataset), share, seed, rank, world_size)
-    return Loader(dataset, sampler, num_workers, timeout)
+    return Loader(dataset, sampler, num_workers, timeout, persistent=shuffle)

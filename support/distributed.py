@@ -28,6 +28,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """How many of them run on this machine, as `torchrun` says; 1 in a plain run."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if distributed.is_initialized() else 1
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return rank() == 0

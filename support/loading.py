@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from support import distributed
 from support.errors import RunError
 
 LINUX = hasattr(os, "sched_getaffinity")
@@ -28,21 +29,28 @@ class Loader(DataLoader):
     Args:
         dataset: has `__getitems__` and `batch` as above.
         batch_sampler: yields lists of keys.
-        num_workers: loader processes, no more than there are cores; 0 loads in this one.
+        num_workers: loader processes, no more than this process's share of the cores; 0 loads in this one.
         timeout: seconds to wait for a worker.
+        persistent: keeps the workers from one epoch to the next; else they end with it.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_sampler: Iterable, num_workers: int = 0, timeout: float = WORKER_TIMEOUT
+        self,
+        dataset: Dataset,
+        batch_sampler: Iterable,
+        num_workers: int = 0,
+        timeout: float = WORKER_TIMEOUT,
+        *,
+        persistent: bool = False,
     ):
-        num_workers = min(num_workers, len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1)
+        num_workers = min(num_workers, share_of_cores())
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
             collate_fn=dataset.batch,
             num_workers=num_workers,
             worker_init_fn=prepare_worker,
-            persistent_workers=num_workers > 0,
+            persistent_workers=persistent and num_workers > 0,
             timeout=timeout if num_workers > 0 else 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or each epoch would draw from torch's global one
@@ -50,7 +58,10 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            for batch in super().__iter__():
+            batches = super().__iter__()
+            if self.num_workers > 0:
+                self._iterator = batches
+            for batch in batches:
                 if isinstance(batch, RunError):
                     raise batch
                 yield batch
@@ -59,6 +70,9 @@ class Loader(DataLoader):
             if str(error).startswith("DataLoader "):  # torch's own words on its workers' health
                 raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
             raise
+        finally:
+            if not self.persistent_workers:
+                self._end_workers()
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +87,12 @@ class Loader(DataLoader):
             iterator._shutdown_workers()
             for worker in iterator._workers:
                 worker.kill()
+
+
+def share_of_cores() -> int:
+    """The cores that this process may use, divided among the processes of the run on this machine."""
+    cores = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    return max(1, cores // distributed.local_world_size())
 
 
 def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:

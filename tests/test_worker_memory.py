@@ -50,7 +50,8 @@ def paths(tiny_coco, monkeypatch) -> dict[str, Path]:
 
 def growth(dataset: CaptFirstDataset) -> int:
     """By how many bytes the memory that belongs to a worker alone grows over an epoch."""
-    with Loader(dataset, EvaluationSampler(len(dataset), 100, seed=0), num_workers=1) as loader:
+    sampler = EvaluationSampler(len(dataset), 100, seed=0)
+    with Loader(dataset, sampler, num_workers=1, persistent=True) as loader:
         batches = iter(loader)
         for _ in range(WARM_UP):
             next(batches)

@@ -32,7 +32,7 @@ from support import distributed
 from support.copies import size_for_training
 from support.errors import RunError, UsageError
 from support.files import Record
-from support.loading import WORKER_TIMEOUT, Loader, samples_or_errors
+from support.loading import Loader, samples_or_errors
 from support.processed import load_split
 from support.ragged import Ragged
 from support.randomness import mix, seeded
@@ -403,7 +403,7 @@ def get_coco_loader(
     accumulation: int = 1,
     length_buckets: bool = False,
     skip_unreadable: bool = False,
-    timeout: float = WORKER_TIMEOUT,
+    timeout: float | None = None,
     **dataset_options: Any,
 ) -> Loader:
     """A loader of one of the three data sets.
@@ -423,7 +423,7 @@ def get_coco_loader(
         length_buckets: shuffled batches hold captions of like length, see `support.sampling.bucketed`.
         skip_unreadable: leave samples whose pictures cannot be read out of their batches, which say so in
             `unreadable`; else such a picture is an error.  For training only: a split is scored whole.
-        timeout: seconds to wait for a worker before that is an error.
+        timeout: seconds without a sample before that is an error, of the configuration, if there is one.
         dataset_options: `paths`, `subset` and `split_file`, and for captions `context_length`, `pad_id` and
             `captions_per_image`, 1 for pairs.
 

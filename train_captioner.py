@@ -32,7 +32,6 @@ from support.caption_statistics import caption_statistics
 from support.configuration import (
     at_least,
     bounded,
-    config_from_dict,
     config_to_dict,
     load_config,
     positive,
@@ -48,7 +47,7 @@ from support.tensorboard import open_board
 from support.tokenizer import load_tokenizer
 from support.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from support.training import Trainer
-from support.training_config import TrainingConfig, run_config
+from support.training_config import TrainingConfig, run_config, saved_config
 from train_encoder import MaeConfig
 from transformer_components import StackConfig, TransformerEncoderDecoder
 
@@ -106,7 +105,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     resumed = resume = pretrained = None
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "captioner")
-        config_from_dict(resume["config"], CaptionerConfig, f"{resumed}: config")
+        saved_config(CaptionerConfig, resume, f"{resumed}: config")
         require_captioner(resumed, resume)
     elif options.pretrained:
         path, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
@@ -148,8 +147,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     optimizer = adamw(model, groups, config)
 
     common = {
-        "paths": paths, "num_workers": config.num_workers, "subset": options.subset,
-        "split_file": split_file, "seed": config.seed,
+        "paths": paths, "num_workers": config.num_workers, "timeout": config.loading_timeout,
+        "subset": options.subset, "split_file": split_file, "seed": config.seed,
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
     pairs = {

@@ -25,7 +25,7 @@ from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
 from showcase import Reconstruction, Reconstructor, require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
-from support.configuration import bounded, config_from_dict, config_to_dict, positive
+from support.configuration import bounded, config_to_dict, positive
 from support.copies import described
 from support.logbook import epoch_line
 from support.optimizer import adamw
@@ -34,7 +34,7 @@ from support.run_lock import RunLock
 from support.split_file import require_same_split
 from support.tensorboard import open_board
 from support.training import Trainer
-from support.training_config import TrainingConfig, run_config
+from support.training_config import TrainingConfig, run_config, saved_config
 from transformer_components import StackConfig
 
 MODEL_KEYS = (
@@ -87,7 +87,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     resumed = resume = None
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
-        config_from_dict(resume["config"], MaeConfig, f"{resumed}: config")
+        saved_config(MaeConfig, resume, f"{resumed}: config")
         require_auto_encoder(resumed, resume)
     config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS, EPOCH_KEYS)
     split_file = open_split_file(options.split_file, paths)
@@ -107,7 +107,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     optimizer = adamw(auto_encoder, groups, config)
     common = {
         "paths": paths, "mode": "image_only", "batch_size": config.batch_size, "seed": config.seed,
-        "num_workers": config.num_workers, "subset": options.subset, "split_file": split_file,
+        "num_workers": config.num_workers, "timeout": config.loading_timeout,
+        "subset": options.subset, "split_file": split_file,
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
     pictures, train_paths = training_pictures(paths, config.splits, split_file, config.image_size, resume)

@@ -3,18 +3,28 @@
 import gc
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from threading import Thread
+import time
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing import RawArray
+from multiprocessing.process import BaseProcess
+from threading import Thread, Timer
 from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from support import distributed
+from support import distributed, interrupts
 from support.errors import RunError
+from support.patience import LOOK_EVERY, Patience
 
 LINUX = hasattr(os, "sched_getaffinity")
-WORKER_TIMEOUT = 50  # seconds the main process waits for a worker before it calls it hanging
+LOADING_TIMEOUT = 60.0  # seconds without a sample, where no configuration says
+TIME_TO_END = 1.0  # seconds that workers have to end by themselves
+END = object()
+
+_counted: tuple[MutableSequence[int], int] | None = None  # in a worker: all workers' counts, its own number
 
 
 class Loader(DataLoader):
@@ -27,10 +37,11 @@ class Loader(DataLoader):
     batch, and an error is raised here, in the main process, as it is.
 
     Args:
-        dataset: has `__getitems__` and `batch` as above.
+        dataset: has `__getitems__`, made of `samples_or_errors`, and `batch` as above.
         batch_sampler: yields lists of keys.
         num_workers: loader processes, no more than this process's share of the cores; 0 loads in this one.
-        timeout: seconds to wait for a worker.
+        timeout: seconds without a sample from any worker before that is an error, by the key
+            `loading_timeout`.  None: there is no configuration, and messages name no key of it.
         persistent: keeps the workers from one epoch to the next; else they end with it.
     """
 
@@ -39,33 +50,38 @@ class Loader(DataLoader):
         dataset: Dataset,
         batch_sampler: Iterable,
         num_workers: int = 0,
-        timeout: float = WORKER_TIMEOUT,
+        timeout: float | None = None,
         *,
         persistent: bool = False,
     ):
         num_workers = min(num_workers, share_of_cores())
+        configured = timeout is not None
+        self.patience = timeout if configured else LOADING_TIMEOUT
+        self.advice = ", and is loading_timeout long enough" if configured else ""
+        self.samples_read = RawArray("Q", max(1, num_workers))  # by each worker; what it has read in all
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
             collate_fn=dataset.batch,
             num_workers=num_workers,
-            worker_init_fn=prepare_worker,
+            worker_init_fn=partial(prepare_worker, self.samples_read),
             persistent_workers=persistent and num_workers > 0,
-            timeout=timeout if num_workers > 0 else 0,
+            timeout=LOOK_EVERY if num_workers > 0 else 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or each epoch would draw from torch's global one
         )
 
     def __iter__(self) -> Iterator[Any]:
+        patience = Patience(self.samples_read, self.patience, self.advice)
         try:
             batches = super().__iter__()
             if self.num_workers > 0:
                 self._iterator = batches
-            for batch in batches:
+            while (batch := _next(batches, patience)) is not END:
                 if isinstance(batch, RunError):
                     raise batch
                 yield batch
-        except (RunError, RuntimeError) as error:
+        except (RunError, RuntimeError, OSError, interrupts.Interrupted) as error:
             self._end_workers()
             if str(error).startswith("DataLoader "):  # torch's own words on its workers' health
                 raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
@@ -83,16 +99,43 @@ class Loader(DataLoader):
     def _end_workers(self) -> None:
         """Ends all workers, those that hang by force: our own exit would wait for them for ever."""
         iterator, self._iterator = self._iterator, None
-        if iterator is not None:
+        if iterator is None:
+            return
+        force = Timer(TIME_TO_END, end_by_force, [iterator._workers])
+        force.daemon = True
+        force.start()
+        with suppress(RuntimeError):  # torch's word on a worker that was killed
             iterator._shutdown_workers()
-            for worker in iterator._workers:
-                worker.kill()
+        force.cancel()
+        for worker in iterator._workers:
+            worker.kill()
+
+
+def _next(batches: Iterator[Any], patience: Patience) -> Any:
+    """The next batch, or END; torch's waiting is cut short, to look at signals and at the workers."""
+    patience.begin()
+    while True:
+        try:
+            return next(batches, END)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+        patience.look()
 
 
 def share_of_cores() -> int:
     """The cores that this process may use, divided among the processes of the run on this machine."""
     cores = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
     return max(1, cores // distributed.local_world_size())
+
+
+def end_by_force(workers: Sequence[BaseProcess]) -> None:
+    """Ends workers that are in the midst of a batch, then those that do not even hear the signal."""
+    for worker in workers:
+        worker.terminate()
+    time.sleep(TIME_TO_END)
+    for worker in workers:
+        worker.kill()
 
 
 def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:
@@ -103,11 +146,21 @@ def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:
             samples.append(dataset[key])
         except RunError as error:
             samples.append(error)
+        if _counted is not None:
+            counts, worker = _counted
+            counts[worker] += 1
     return samples
 
 
-def prepare_worker(worker: int) -> None:
-    """What a worker does before its first batch."""
+def prepare_worker(samples_read: MutableSequence[int], worker: int) -> None:
+    """What a worker does before its first batch.
+
+    Args:
+        samples_read: counts for all workers, which the main process looks at.
+        worker: this one's number.
+    """
+    global _counted
+    _counted = samples_read, worker
     gc.freeze()  # a collection would write to all that it was born with, and so copy that memory
     leave_signals_to_main_process(worker)
 

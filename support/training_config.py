@@ -42,7 +42,8 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where the GPU has it
     compile: bool  # torch.compile, on a GPU only
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
-    num_workers: int = at_least(0)  # loader processes; 0 loads in the main process
+    num_workers: int = at_least(0)  # loader processes of each rank; 0 loads in the main process
+    loading_timeout: float = positive()  # seconds without a sample from any worker that end the run
     keep_checkpoints: int = positive()  # newest ones kept, besides the best
     checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
     max_bad_steps: int = positive()  # so many in a row with a loss or gradient not finite end the run
@@ -64,6 +65,14 @@ class TrainingConfig:
 
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+LATER_KEYS = {"loading_timeout": 60.0}  # what held, or nearly, before checkpoints had these keys
+
+
+def saved_config(config_class: type[Config], resume: dict[str, Any], source: str) -> Config:
+    """The configuration that a checkpoint holds, also one that is older than some key; `source` names it."""
+    saved = resume["config"]
+    return config_from_dict(LATER_KEYS | saved if isinstance(saved, dict) else saved, config_class, source)
 
 
 def run_config(
@@ -89,7 +98,7 @@ def run_config(
     """
     if resume is None:
         return load_config(named or default, config_class)
-    saved = config_from_dict(resume["config"], config_class, "the checkpoint's configuration")
+    saved = saved_config(config_class, resume, "the checkpoint's configuration")
     if named is None:
         return saved
     config = load_config(named, config_class)

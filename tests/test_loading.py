@@ -1,17 +1,24 @@
-"""Loader workers: how many there are and when."""
+"""Loader workers: how many there are and when, and how long they are waited for."""
 
 import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
+import coco_loader
+import train_encoder
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
-from support import distributed, loading
+from support import checkpoints, distributed, interrupts, loading
+from support.errors import RunError
 from support.loading import Loader, samples_or_errors
 from support.sampling import EvaluationSampler
+from tests.process_cases import alive, end, start, stderr_of, stop, wait_for_checkpoint
+from tests.training_cases import ROOT, ended, train_mae, write_config
 
 EVALUATION = EvaluationTransform(16)
 
@@ -19,6 +26,11 @@ EVALUATION = EvaluationTransform(16)
 @pytest.fixture
 def two_cores(monkeypatch) -> None:
     monkeypatch.setattr(loading, "share_of_cores", lambda: 2)
+
+
+@pytest.fixture
+def quick_looks(monkeypatch) -> None:
+    monkeypatch.setattr(loading, "LOOK_EVERY", 0.05)
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -36,6 +48,10 @@ class Numbers(torch.utils.data.Dataset):
 
     def batch(self, samples: list) -> tuple[torch.Tensor]:
         return (torch.tensor(samples),)
+
+
+def numbers(work: Callable[[int], object], timeout: float | None = 60, batch_size: int = 4) -> Loader:
+    return Loader(Numbers(work), EvaluationSampler(8, batch_size, seed=0), num_workers=1, timeout=timeout)
 
 
 # --- how many workers ---
@@ -87,3 +103,91 @@ def test_an_error_while_a_batch_is_used_ends_the_workers(tiny_coco, two_cores):
     with pytest.raises(ZeroDivisionError), loader:
         [1 / 0 for _ in loader]
     assert not multiprocessing.active_children()
+
+
+# --- how long they are waited for ---
+
+
+def test_samples_that_come_slowly_are_waited_for_with_one_note(quick_looks, capsys):
+    """A run ended 50 s after the last batch, although samples kept coming (issue 10)."""
+    loader = numbers(lambda _: time.sleep(0.2), timeout=0.5)
+    assert [batch.tolist() for (batch,) in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "note: 0.5 s without a batch, but samples arrive" in message
+
+
+@pytest.mark.parametrize("timeout", [0.5, None])
+def test_where_no_sample_comes_loading_hangs(quick_looks, monkeypatch, timeout):
+    monkeypatch.setattr(loading, "LOADING_TIMEOUT", 0.6)
+    with pytest.raises(RunError, match=f"no sample from the loader workers for {timeout or 0.6} s") as caught:
+        list(numbers(lambda index: index == 5 and time.sleep(60), timeout))
+    assert ("loading_timeout" in str(caught.value)) == (timeout is not None), "a key that nobody can set"
+    assert not multiprocessing.active_children()
+
+
+def test_the_configuration_says_how_long(tiny_coco, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(coco_loader, "transformed", lambda *_: time.sleep(60))
+    config = write_config(tmp_path, "mae_config.yaml", num_workers=1, loading_timeout=0.75)
+    arguments = ["--config", config, "--data", tiny_coco["data"], "--out", tmp_path / "out"]
+    code, message = ended(train_encoder.main, *arguments, capsys=capsys)
+    assert code == 1
+    assert "workers for 0.75 s" in message
+    assert "loading_timeout" in message
+
+
+def test_a_checkpoint_that_is_older_than_the_key_goes_on(tiny_coco, tmp_path):
+    config = write_config(tmp_path, "mae_config.yaml")
+    train_mae(tiny_coco["data"], tmp_path, config, "--epochs", "1")
+    path, state = checkpoints.load_named(tmp_path / "encoder", "last", "encoder")
+    del state["config"]["loading_timeout"]
+    checkpoints.save(path, state)
+    train_mae(tiny_coco["data"], tmp_path, config, "-c", "last", "--epochs", "2")
+    assert checkpoints.load_named(tmp_path / "encoder", "last", "encoder")[1]["progress"]["epoch"] == 2
+
+
+HANGING = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import coco_loader, train_encoder
+from support import command_line
+transformed = coco_loader.transformed
+seen = []
+def hanging(*arguments):
+    seen.append(1)
+    time.sleep(600 if len(seen) > 8 else 0)
+    return transformed(*arguments)
+coco_loader.transformed = hanging
+command_line.run(train_encoder.main)
+"""
+
+
+def test_a_signal_is_obeyed_while_a_batch_is_awaited(make_tiny_coco, tmp_path):
+    """SIGTERM was obeyed after 30 s, not with 143 and the run unsaved (issue 10)."""
+    paths = make_tiny_coco(train=20, val=2, unlabeled=1)
+    config = write_config(tmp_path, "mae_config.yaml", batch_size=2, num_workers=1, checkpoint_minutes=1e-4)
+    script, out = tmp_path / "hanging.py", tmp_path / "out"
+    script.write_text(HANGING)
+    run = start(str(script), "--data", paths["data"], "--out", out, "--config", config)
+    try:
+        wait_for_checkpoint(run, out / "encoder")
+        time.sleep(0.5)  # now the worker hangs: there were 4 batches
+        code, _ = stop(run, signal.SIGTERM)
+        message = stderr_of(run)
+        assert (code, "Traceback" in message) == (143, False), message
+        assert not alive(run), "a process was left behind"
+    finally:
+        end(run)
+    _, state = checkpoints.load_named(out / "encoder", "last", "encoder")
+    assert state["progress"]["step"] == 4
+
+
+def test_a_rank_gives_the_others_their_batch_before_it_obeys(quick_looks, monkeypatch):
+    """Ranks end with the same step if the batch comes soon: one that left at once would take theirs."""
+    monkeypatch.setattr(interrupts, "_received", signal.SIGTERM)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    (batch,) = next(iter(numbers(lambda _: time.sleep(0.1))))
+    assert batch.tolist() == [0, 1, 2, 3]
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    with pytest.raises(interrupts.Interrupted):
+        next(iter(numbers(lambda _: time.sleep(0.1))))

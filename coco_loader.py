@@ -432,6 +432,7 @@ def get_coco_loader(
 
     Raises:
         UsageError: see the data sets.
+        RunError: shared memory has no room for the batches of the workers.
     """
     kind = {"caption_first": CaptFirstDataset, "image_first": ImgFirstDataset, "image_only": ImageOnlyDataset}
     if mode == "caption_first" and dataset_options.get("captions_per_image", 1) > 1:
@@ -442,10 +443,15 @@ def get_coco_loader(
         raise ValueError(f"mode is one of {', '.join(kind)}, not {mode!r}")
     dataset = kind[mode](split, transform, **dataset_options)
     dataset.skip_unreadable = skip_unreadable
+    share = -(-batch_size // (world_size * accumulation))
     if shuffle:
         lengths = dataset.lengths if length_buckets else None
         sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, accumulation, lengths)
     else:
-        share = -(-batch_size // (world_size * accumulation))
         sampler = EvaluationSampler(len(dataset), share, seed, rank, world_size)
-    return Loader(dataset, sampler, num_workers, timeout, persistent=shuffle)
+    return Loader(
+        dataset, sampler, num_workers, timeout, persistent=shuffle,
+        batch_bytes=min(share, len(dataset)) * black(transform).nbytes if num_workers else 0,
+        batches_held=accumulation,
+        size_key="eval_batch_size" if mode == "image_first" else "batch_size",
+    )  # fmt: skip

@@ -13,14 +13,16 @@ from threading import Thread, Timer
 from typing import Any, Self
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from support import distributed, interrupts
+from support import distributed, interrupts, shared_memory
 from support.errors import RunError
 from support.patience import LOOK_EVERY, Patience
 
 LINUX = hasattr(os, "sched_getaffinity")
 LOADING_TIMEOUT = 60.0  # seconds without a sample, where no configuration says
+PREFETCHED = 2  # batches in work or ready for each worker, as is usual
+BUS_ERROR = [-signal.SIGBUS] if hasattr(signal, "SIGBUS") else []  # exit code of who found no memory there
 TIME_TO_END = 1.0  # seconds that workers have to end by themselves
 END = object()
 
@@ -43,6 +45,12 @@ class Loader(DataLoader):
         timeout: seconds without a sample from any worker before that is an error, by the key
             `loading_timeout`.  None: there is no configuration, and messages name no key of it.
         persistent: keeps the workers from one epoch to the next; else they end with it.
+        batch_bytes: of a batch's images, to see at once whether shared memory has room; 0 does not look.
+        batches_held: how many batches are in use at once.
+        size_key: of the configuration, which makes batches smaller.
+
+    Raises:
+        RunError: shared memory has no room for the batches of the workers.
     """
 
     def __init__(
@@ -53,18 +61,27 @@ class Loader(DataLoader):
         timeout: float | None = None,
         *,
         persistent: bool = False,
+        batch_bytes: int = 0,
+        batches_held: int = 1,
+        size_key: str = "batch_size",
     ):
         num_workers = min(num_workers, share_of_cores())
         configured = timeout is not None
         self.patience = timeout if configured else LOADING_TIMEOUT
         self.advice = ", and is loading_timeout long enough" if configured else ""
+        self.memory_keys = f"num_workers or {size_key}" if configured else None
         self.samples_read = RawArray("Q", max(1, num_workers))  # by each worker; what it has read in all
+        if num_workers > 0 and batch_bytes:
+            batches = min(PREFETCHED * num_workers + batches_held, len(batch_sampler))
+            processes = distributed.local_world_size()
+            shared_memory.require_room(batches, batch_bytes, processes, self.memory_keys)
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
-            collate_fn=dataset.batch,
+            collate_fn=partial(collate, dataset, self.memory_keys),
             num_workers=num_workers,
             worker_init_fn=partial(prepare_worker, self.samples_read),
+            prefetch_factor=PREFETCHED if num_workers > 0 else None,
             persistent_workers=persistent and num_workers > 0,
             timeout=LOOK_EVERY if num_workers > 0 else 0,
             pin_memory=torch.cuda.is_available(),
@@ -82,13 +99,21 @@ class Loader(DataLoader):
                     raise batch
                 yield batch
         except (RunError, RuntimeError, OSError, interrupts.Interrupted) as error:
+            no_room = not isinstance(error, RunError) and self._found_no_room(error)
             self._end_workers()
+            if no_room:
+                raise shared_memory.full(self.memory_keys) from error
             if str(error).startswith("DataLoader "):  # torch's own words on its workers' health
                 raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
             raise
         finally:
             if not self.persistent_workers:
                 self._end_workers()
+
+    def _found_no_room(self, error: Exception) -> bool:
+        """Whether the error, or the way in which a worker ended, says that shared memory is full."""
+        workers = self._iterator._workers if self._iterator else []
+        return shared_memory.is_full(error) or any(worker.exitcode in BUS_ERROR for worker in workers)
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +161,25 @@ def end_by_force(workers: Sequence[BaseProcess]) -> None:
     time.sleep(TIME_TO_END)
     for worker in workers:
         worker.kill()
+
+
+def collate(dataset: Dataset, memory_keys: str | None, samples: Sequence[Any]) -> Any:
+    """The data set's batch of some samples; in a worker it lies in shared memory already.
+
+    Else a thread of the worker would move it there; where there is no room that thread prints a traceback,
+    and the batch never comes.
+    """
+    batch = dataset.batch(samples)
+    if get_worker_info() is None or not isinstance(batch, tuple):
+        return batch
+    try:
+        for tensor in filter(torch.is_tensor, batch):
+            tensor.share_memory_()
+    except (RuntimeError, OSError) as error:
+        if not shared_memory.is_full(error):
+            raise
+        return shared_memory.full(memory_keys)
+    return batch
 
 
 def samples_or_errors(dataset: Dataset, keys: Sequence[Any]) -> list[Any]:

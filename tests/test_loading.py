@@ -1,10 +1,13 @@
-"""Loader workers: how many there are and when, and how long they are waited for."""
+"""Loader workers: how many there are and when, how long they are waited for, and where their batches lie."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ import coco_loader
 import train_encoder
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
-from support import checkpoints, distributed, interrupts, loading
+from support import checkpoints, distributed, interrupts, loading, shared_memory
 from support.errors import RunError
 from support.loading import Loader, samples_or_errors
 from support.sampling import EvaluationSampler
@@ -191,3 +194,118 @@ def test_a_rank_gives_the_others_their_batch_before_it_obeys(quick_looks, monkey
     monkeypatch.setattr(distributed, "world_size", lambda: 1)
     with pytest.raises(interrupts.Interrupted):
         next(iter(numbers(lambda _: time.sleep(0.1))))
+
+
+# --- where their batches lie ---
+
+
+@pytest.fixture
+def small_shared_memory(monkeypatch) -> None:
+    """Docker's usual 64 MB, of which 1 MB is taken."""
+    found = SimpleNamespace(f_frsize=4096, f_blocks=64 * 2**20 // 4096, f_bavail=63 * 2**20 // 4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: found if path == shared_memory.FOLDER else None)
+    monkeypatch.setattr(sys, "platform", "linux")
+
+
+@pytest.mark.parametrize(
+    ("workers", "held", "processes", "needed"),
+    [
+        (2, 1, 1, None),  # 5 batches: two in work or ready for each worker, one in use
+        (3, 1, 1, "67 MB"),
+        (8, 1, 1, "164 MB"),  # the default recipe
+        (2, 4, 1, "77 MB"),  # four micro-batches make a step
+        (2, 1, 8, "385 MB"),  # eight processes
+    ],
+)
+def test_batches_of_all_workers_must_find_room(
+    monkeypatch, small_shared_memory, workers, held, processes, needed
+):
+    monkeypatch.setattr(loading, "share_of_cores", lambda: 8)
+    monkeypatch.setattr(distributed, "local_world_size", lambda: processes)
+    options = {"timeout": 60, "batch_bytes": 64 * 3 * 224 * 224, "batches_held": held}
+    sampler = EvaluationSampler(999, 4, seed=0)
+    try:
+        Loader(Numbers(abs), sampler, workers, **options)
+        message = None
+    except RunError as error:
+        message = str(error)
+    if needed is None:
+        assert message is None
+    else:
+        assert f"needs {needed} of shared memory" in message
+        assert "/dev/shm has 66 MB free" in message
+        assert ("--shm-size=512m" if processes == 8 else "--shm-size=256m") in message
+        assert message.endswith("or --ipc=host, or lower num_workers or batch_size")
+
+
+def test_a_training_looks_for_room_before_its_first_step(tiny_coco, tmp_path, monkeypatch, capsys):
+    found = SimpleNamespace(f_frsize=4096, f_blocks=500, f_bavail=500)
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    monkeypatch.setattr(sys, "platform", "linux")
+    config = write_config(tmp_path, "mae_config.yaml", num_workers=1, image_size=320, patch_size=80)
+    arguments = ["--config", config, "--data", tiny_coco["data"], "--out", tmp_path / "out"]
+    code, message = ended(train_encoder.main, *arguments, capsys=capsys)
+    assert code == 1
+    assert "needs 3.7 MB of shared memory (2 batches of 1.8 MB), and /dev/shm has 2.0 MB free" in message
+    assert "num_workers or batch_size" in message
+    with pytest.raises(RunError) as caught:  # as evaluate_captioner.py, which has no such keys
+        get_coco_loader("val", 4, EvaluationTransform(640), 1, mode="image_only", paths=tiny_coco)
+    assert str(caught.value).endswith("--ipc=host")
+
+
+@pytest.mark.parametrize("trouble", ["no room", "bus error"])
+def test_a_worker_without_room_is_one_line_with_the_way_out(monkeypatch, capfd, trouble):
+    """Tracebacks of the workers, and 50 s later "DataLoader timed out" (issue 10)."""
+    no_room = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+
+    def fail(_: object) -> None:
+        if trouble == "no room":
+            raise RuntimeError(no_room)
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(RunError, match=r"docker run.*--shm-size=.*num_workers or batch_size"):
+        list(numbers(abs))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+FULL = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from support import command_line
+from support.loading import Loader, samples_or_errors
+from support.sampling import EvaluationSampler
+
+class Large(torch.utils.data.Dataset):
+    def __getitem__(self, key):
+        return torch.zeros(5 * 2**20, dtype=torch.uint8)
+    def __getitems__(self, keys):
+        return samples_or_errors(self, keys)
+    def batch(self, samples):
+        return (samples[0],)
+
+def main():
+    for batch in Loader(Large(), EvaluationSampler(8, 1, seed=0), 1, 60):
+        pass
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.getuid() != 0, reason="only root can mount a small /dev/shm"
+)
+def test_a_small_shared_memory_ends_a_run_in_one_line(tmp_path):
+    script = tmp_path / "full.py"
+    script.write_text(FULL)
+    mount = "mount -t tmpfs -o size=4m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    command = f"{mount} && exec {sys.executable} {script}"
+    run = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr == (
+        "full.py: failed: a loader worker found no room in shared memory (/dev/shm has 4.2 MB in all): give "
+        "`docker run` the option --shm-size=256m or --ipc=host, or lower num_workers or batch_size\n"
+    )

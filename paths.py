@@ -54,11 +54,17 @@ def locations(
     return found
 
 
+def coco_root() -> Path:
+    """The root of COCO's data: what `COCO_ROOT` names, if it names anything, else `data/coco`."""
+    named = os.environ.get("COCO_ROOT", "")
+    return Path(os.path.expanduser(named)) if named.strip() else ROOT / "data" / "coco"
+
+
 def standard(
     sample: bool | None = False, data: str | Path | None = None, out: str | Path | None = None
 ) -> dict[str, Path]:
     """Every file location of COCO, or of the drawn sample data set; `data` and `out` name other roots."""
-    usual_data = ROOT / "data" / "sample" if sample else os.environ.get("COCO_ROOT", ROOT / "data" / "coco")
+    usual_data = ROOT / "data" / "sample" if sample else coco_root()
     usual_out = ROOT / "checkpoints" / "sample" if sample else ROOT / "checkpoints"
     recipe = ROOT / "recipes" / "sample" if sample else ROOT
     return locations(data or usual_data, out or usual_out, recipe)
@@ -80,4 +86,4 @@ def image_name(image_id: int) -> str:
     return f"{image_id:012d}.jpg"
 
 
-paths = locations(os.environ.get("COCO_ROOT", ROOT / "data" / "coco"))
+paths = locations(coco_root())

@@ -38,6 +38,7 @@ from support.configuration import (
 )
 from support.copies import described
 from support.errors import UsageError
+from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.processed import open_split_file
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     command_line.add_training_options(parser)
     options = parser.parse_args(arguments)
+    require_unix("training")
     with distributed.process_group(training=True) as device:
         train(options, device)
 

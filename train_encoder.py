@@ -27,6 +27,7 @@ from showcase import Reconstruction, Reconstructor, require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_to_dict, positive
 from support.copies import described
+from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw
 from support.processed import open_split_file
@@ -74,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
     command_line.add_training_options(parser)
     options = parser.parse_args(arguments)
+    require_unix("training")
     with distributed.process_group(training=True) as device:
         train(options, device)
 

@@ -51,14 +51,17 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are; argparse's own print the usage before it."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parses; an empty word is refused: `-c "$UNSET"` must not start anew, as without -c."""
+        """Parses; an empty word is refused: `-c "$UNSET"` must not start anew, as without -c.
+
+        A `~` is the home folder also where a shell leaves it as it is: in `--out=~/runs`, say.
+        """
         words = list(sys.argv[1:] if args is None else args)
         for before, word in zip(["the script's name", *words], words):
             if not word.strip() or re.fullmatch("--[a-z-]+=", word):
                 self.error(
                     f"after {before if not word.strip() else word} comes nothing: is a variable unset?"
                 )
-        return super().parse_args(words, namespace)
+        return super().parse_args([_with_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists the options)")
@@ -141,6 +144,11 @@ def _whole_number(text: str, least: int, most: int) -> int:
     if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number from {least} to {most:,}")
     return int(text)
+
+
+def _with_home(word: str) -> str:
+    option, value = re.fullmatch(r"(--[a-z-]+=)?(.*)", word, re.DOTALL).groups("")
+    return option + (os.path.expanduser(value) if option or value.startswith("~/") else value)
 
 
 def _short(text: str) -> str:

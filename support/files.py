@@ -1,7 +1,6 @@
 """Files that other processes may look at: replaced whole or not at all, one writer at a time."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,11 @@ from typing import Any
 
 from support import interrupts
 from support.errors import RunError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 WRONG_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 LONGEST_NAME = 400  # characters of a name that an error shows whole
@@ -118,9 +122,18 @@ def require_place(path: Path) -> None:
         raise UsageError(f"{path} is a folder: name a file in it")
 
 
+def require_unix(what: str) -> None:
+    """Raises `UsageError` on Windows, which lacks the locks and signals that training relies on."""
+    if fcntl is None:
+        raise UsageError(
+            f"{what} needs Linux or macOS; caption.py and evaluate_captioner.py run on Windows too"
+        )
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file `path`, for which a second process waits; the system frees that of a killed one."""
+    require_unix("preparing a data set")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

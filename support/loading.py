@@ -70,7 +70,7 @@ class Loader(DataLoader):
         self.patience = timeout if configured else LOADING_TIMEOUT
         self.advice = ", and is loading_timeout long enough" if configured else ""
         self.memory_keys = f"num_workers or {size_key}" if configured else None
-        self.samples_read = RawArray("Q", max(1, num_workers))  # by each worker; what it has read in all
+        self.samples_read = RawArray("Q", num_workers) if num_workers > 0 else []  # by each, in all
         if num_workers > 0 and batch_bytes:
             batches = min(PREFETCHED * num_workers + batches_held, len(batch_sampler))
             processes = distributed.local_world_size()

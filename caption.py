@@ -10,7 +10,9 @@ A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt
 caption it can say once evaluate_captioner.py has measured that on val, in a file beside the checkpoint.
 """
 
+import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +28,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
 from image_transforms import EvaluationTransform, central_square, load_image
-from paths import chosen
+from paths import ROOT, chosen, standard
 from support import calibration as calibrations
 from support import checkpoints, command_line, interrupts
 from support.attention_sheet import PICTURE_SIDE, attention_sheet
@@ -134,6 +136,16 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join([f"{result['picture']}:{sure}", *ranked])
 
 
+def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
+    """The command that measures how sure this captioner may be, when it searches like this."""
+    words: list[object] = ["python", ROOT / "evaluate_captioner.py", "-c", checkpoint]
+    samples = standard(sample=True)["captioner_checkpoints"]
+    if options.sample or checkpoint.resolve().parent == samples.resolve():
+        words.append("--sample")
+    words += ["--beams", options.beams] if options.beams else []
+    return shlex.join(map(str, words))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description="Caption pictures.")
     parser.add_argument(
@@ -169,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     if calibration is None:
         print(
-            f"caption.py: no confidence yet: `python evaluate_captioner.py -c {path}` measures it on val",
+            f"caption.py: no confidence yet: `{measuring(path, options)}` measures it on val",
             file=sys.stderr,
         )
 

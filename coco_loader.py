@@ -33,12 +33,13 @@ from support.copies import size_for_training
 from support.errors import RunError, UsageError
 from support.files import Record
 from support.loading import Loader, samples_or_errors
-from support.processed import load_split
+from support.processed import load_data_tokenizer, load_split
 from support.ragged import Ragged
 from support.randomness import mix, seeded
+from support.remedies import prepare_command
 from support.sampling import EpochSampler, EvaluationSampler, Key, subset_of
 from support.split_file import SplitFile, folder_splits
-from support.tokenizer import PAD, load_tokenizer
+from support.tokenizer import PAD
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]
@@ -170,7 +171,7 @@ class CaptFirstDataset(CocoDataset):
         context_length: int | None = None,
         pad_id: int | None = None,
     ):
-        tokenizer = load_tokenizer(paths["tokenizer"])
+        tokenizer = load_data_tokenizer(paths)
         entries = load_split(paths, split, "tokenized", split_file, tokenizer.get_vocab_size())
         image_ids = torch.tensor([entry["image_id"] for entry in entries], dtype=torch.int64)
         chosen = torch.isin(image_ids, choose_images(image_ids.unique(), subset)).nonzero()[:, 0]
@@ -381,10 +382,12 @@ def training_pictures(
     splits = folder_splits(splits, split_file)
     record = Record(paths["record"])
     size = size_for_training(splits, image_size, partial(with_copies, paths), record, resume)
-    if len(set(distributed.gathered(size))) > 1:
+    sizes = set(distributed.gathered(size))
+    if len(sizes) > 1:
+        command = prepare_command(paths, "--resize", max(filter(None, sizes)))
         raise UsageError(
             f"some machines of this run have copies of the pictures in {paths['data']} that others lack: run "
-            "`python process_coco.py --resize` with the same size on each"
+            f"`{command}` on each"
         )
     return size, with_copies(paths, size) if size else paths
 

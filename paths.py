@@ -15,6 +15,7 @@ ROOT = Path(os.path.relpath(Path(__file__).resolve().parent))
 SPLITS = ("train", "val", "test", "unlabeled")
 CAPTIONED_SPLITS = ("train", "val")
 PROCESSED_SPLITS = ("train", "val", "unlabeled")
+SAMPLE, SAMPLE_RECIPE = ROOT / "data" / "sample", ROOT / "recipes" / "sample"
 
 
 def locations(
@@ -40,6 +41,10 @@ def locations(
         "tokenizer": processed / "tokenizer.json",
         "encoder_checkpoints": checkpoints / "encoder",
         "captioner_checkpoints": checkpoints / "captioner",
+        "process_coco": ROOT / "process_coco.py",
+        "sample": SAMPLE,
+        "sample_recipe": SAMPLE_RECIPE,
+        "sample_stamp": data / "sample.json",
         "mae_config": recipe / "mae_config.yaml",
         "captioner_config": recipe / "captioner_config.yaml",
     }
@@ -64,10 +69,9 @@ def standard(
     sample: bool | None = False, data: str | Path | None = None, out: str | Path | None = None
 ) -> dict[str, Path]:
     """Every file location of COCO, or of the drawn sample data set; `data` and `out` name other roots."""
-    usual_data = ROOT / "data" / "sample" if sample else coco_root()
+    usual_data = SAMPLE if sample else coco_root()
     usual_out = ROOT / "checkpoints" / "sample" if sample else ROOT / "checkpoints"
-    recipe = ROOT / "recipes" / "sample" if sample else ROOT
-    return locations(data or usual_data, out or usual_out, recipe)
+    return locations(data or usual_data, out or usual_out, SAMPLE_RECIPE if sample else ROOT)
 
 
 def chosen(options: argparse.Namespace) -> dict[str, Path]:

@@ -12,6 +12,7 @@ end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, which alon
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,10 @@ from support.errors import UsageError
 from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw
-from support.processed import open_split_file
+from support.processed import load_data_tokenizer, open_split_file
 from support.run_lock import RunLock
 from support.split_file import require_same_split, warn_of_other_split
 from support.tensorboard import open_board
-from support.tokenizer import load_tokenizer
 from support.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config, saved_config
@@ -229,15 +229,16 @@ def encoder_shape(pretrained: dict[str, Any] | None, mae_config: Path) -> dict[s
     return {key: config[key] for key in ("image_size", "patch_size", "encoder")}
 
 
-def chosen_tokenizer(paths: dict[str, Path], config: CaptionerConfig, resume: dict[str, Any] | None) -> str:
+def chosen_tokenizer(
+    paths: Mapping[str, Path], config: CaptionerConfig, resume: dict[str, Any] | None
+) -> str:
     """The tokenizer of the data, as JSON; what a checkpoint has learned is bound to its pieces.
 
     Raises:
         UsageError: it is not that of the checkpoint, or not that of the processed captions, or larger than
             the configuration allows.
     """
-    path = paths["tokenizer"]
-    tokenizer = load_tokenizer(path)
+    path, tokenizer = paths["tokenizer"], load_data_tokenizer(paths)
     if resume and resume["tokenizer"] != tokenizer.to_str():
         raise UsageError(
             f"{path}: not the tokenizer of the checkpoint, so its captions are numbered otherwise; name "

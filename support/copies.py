@@ -15,6 +15,7 @@ from support.errors import RunError, UsageError
 from support.files import Record, require_space
 from support.parallel import on_all_cores
 from support.pictures import census, decoded, explained, is_cut, picture_files
+from support.remedies import prepare_command
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"
 BYTES = 0.7  # of a copy on average, for each pixel of a square as high as its shorter side: 46 KB at 256
@@ -93,7 +94,7 @@ def size_for_training(
     if resume is not None and known:
         raise UsageError(
             f"this run was begun with copies of {known[0]} pixels, and not all of them are there: make them "
-            f"with `python process_coco.py --resize {known[0]}`"
+            f"with `{prepare_command(with_copies(known[0]), '--resize', known[0])}`"
         )
     return None
 

@@ -67,7 +67,7 @@ class Loader(DataLoader):
     ):
         num_workers = min(num_workers, share_of_cores())
         configured = timeout is not None
-        self.patience = timeout if configured else LOADING_TIMEOUT
+        self.longest_wait = timeout if configured else LOADING_TIMEOUT  # seconds
         self.advice = ", and is loading_timeout long enough" if configured else ""
         self.memory_keys = f"num_workers or {size_key}" if configured else None
         self.samples_read = RawArray("Q", num_workers) if num_workers > 0 else []  # by each, in all
@@ -89,7 +89,7 @@ class Loader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        patience = Patience(self.samples_read, self.patience, self.advice)
+        patience = Patience(self.samples_read, self.longest_wait, self.advice)
         try:
             batches = super().__iter__()
             if self.num_workers > 0:

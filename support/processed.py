@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from support.annotations import HIGHEST_ID
 from support.errors import UsageError
+from support.remedies import prepare_command
 from support.split_file import FOLDERS, SplitFile, read_split_file
+from support.tokenizer import load_tokenizer
 
 MOST_TOKENS = 2**31  # tokens are kept in 32 bits
 
@@ -32,7 +35,7 @@ def load_processed(
     Raises:
         UsageError: the split has no such list, or its file is missing, damaged, empty or holds another thing.
     """
-    path, remedy = paths.get(f"{split}_{what}"), f"run `python process_coco.py --data {paths['data']}`"
+    path, remedy = paths.get(f"{split}_{what}"), f"run `{prepare_command(paths)}`"
     if path is None:
         known = [key.removesuffix(f"_{what}") for key in paths if key.endswith(f"_{what}")]
         raise UsageError(f"the split {split!r} has no {what}; those that have are {', '.join(known)}")
@@ -47,11 +50,26 @@ def load_processed(
         raise UsageError(f"{path} holds no list: remove the file and {remedy}")
     if not processed:
         things = "captions of its pictures" if what == "tokenized" else "pictures"
-        raise UsageError(f"{path} is empty: {remedy} on a data set whose {split} split has {things}")
+        raise UsageError(f"{path} is empty: {remedy} once the {split} split has {things}")
     for number, entry in enumerate(processed):
         if not is_sound(entry):
             raise UsageError(f"{path}: entry {number:,} is not {expected}: remove the file and {remedy}")
     return processed
+
+
+def load_data_tokenizer(paths: Mapping[str, Path]) -> Tokenizer:
+    """The tokenizer of a data set.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    path, remedy = paths["tokenizer"], f"run `{prepare_command(paths)}`"
+    if not path.exists():
+        raise UsageError(f"{path} is missing: {remedy} first")
+    try:
+        return load_tokenizer(path)
+    except UsageError as error:
+        raise UsageError(f"{error}: remove it and {remedy}") from None
 
 
 def _entry(what: str, vocabulary_size: int) -> tuple[str, Callable[[Any], bool]]:

@@ -56,7 +56,7 @@ def full(keys: str | None) -> RunError:
         found = os.statvfs(FOLDER)
         size = found.f_blocks * found.f_frsize
     except OSError:
-        size = 0
+        size = 0  # not there, or not such a system
     return RunError(
         f"a loader worker found no room in shared memory ({FOLDER} has {_megabytes(size)} in all): "
         f"{_remedy(2 * size, keys)}"

@@ -37,6 +37,7 @@ from support.logbook import write_log
 from support.optimizer import restore_moments
 from support.progress import Progress
 from support.randomness import mix
+from support.remedies import check_command
 from support.step import LossFunction, PendingReport, Report, Stepper, to_device
 from support.training_config import TrainingConfig, in_mid_epoch
 
@@ -283,9 +284,10 @@ class Trainer:
         if report.unreadable and progress.unreadable > allowed:
             return RunError(
                 f"{progress.unreadable} of {samples} samples have pictures that cannot be read, and "
-                f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; "
-                "list them with `python process_coco.py --check`, mend them and go on with -c last, or raise "
-                "max_bad_fraction in your YAML file and go on with -c last --config FILE"
+                f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; list them with "
+                f"`{check_command(self.train_loader.dataset.paths)}`, put whole files in their places and go "
+                "on with -c last, or raise max_bad_fraction in your YAML file and go on with -c last "
+                "--config FILE"
             )
         if progress.bad_steps >= config.max_bad_steps:
             return RunError(

@@ -103,9 +103,9 @@ def test_only_the_training_loader_keeps_its_workers(tiny_coco, two_cores):
 
 def test_an_error_while_a_batch_is_used_ends_the_workers(tiny_coco, two_cores):
     loader = get_coco_loader("val", 2, EVALUATION, 2, mode="image_only", paths=tiny_coco)
-    with pytest.raises(ZeroDivisionError), loader:
+    with pytest.raises(ZeroDivisionError) as caught, loader:
         [1 / 0 for _ in loader]
-    assert not multiprocessing.active_children()
+    assert not multiprocessing.active_children(), f"kept by the frames of {caught.tb}"
 
 
 # --- how long they are waited for ---
@@ -203,7 +203,8 @@ def test_a_rank_gives_the_others_their_batch_before_it_obeys(quick_looks, monkey
 def small_shared_memory(monkeypatch) -> None:
     """Docker's usual 64 MB, of which 1 MB is taken."""
     found = SimpleNamespace(f_frsize=4096, f_blocks=64 * 2**20 // 4096, f_bavail=63 * 2**20 // 4096)
-    monkeypatch.setattr(os, "statvfs", lambda path: found if path == shared_memory.FOLDER else None)
+    statvfs = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: found if path == shared_memory.FOLDER else statvfs(path))
     monkeypatch.setattr(sys, "platform", "linux")
 
 

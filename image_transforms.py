@@ -17,21 +17,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from support.errors import RunError
-from support.pictures import FORMATS
-from support.rgb import to_rgb
+from support.image_files import JPEGS, explained, opened
+from support.rgb import to_rgb, turn
 
 # Mean and standard deviation of ImageNet's training pixels in [0, 1], for red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAE_CROP_SCALE = (0.2, 1.0)  # fraction of the picture's area; the write-up's "big variance in scale"
+
+# Each of Pillow's turns: whether rows become columns, and then along which dimensions it is mirrored.
+TENSOR_TURNS = {
+    Image.Transpose.FLIP_LEFT_RIGHT: (False, (-1,)),
+    Image.Transpose.ROTATE_180: (False, (-2, -1)),
+    Image.Transpose.FLIP_TOP_BOTTOM: (False, (-2,)),
+    Image.Transpose.TRANSPOSE: (True, ()),
+    Image.Transpose.ROTATE_270: (True, (-1,)),
+    Image.Transpose.TRANSVERSE: (True, (-2, -1)),
+    Image.Transpose.ROTATE_90: (True, (-2,)),
+}
 
 
 # ---------------------------------------------------------------------------------------- transforms
@@ -136,15 +147,12 @@ def load_image(path: str | Path) -> Tensor:
         (3, h, w) uint8.
 
     Raises:
-        RunError: the file is missing, empty, truncated, no picture, or claims an absurd size.
+        RunError: the file is missing, empty, cut, no picture, or above the limit of `support.image_files`.
     """
     try:
         return _decode(Path(path).read_bytes())
     except Exception as error:  # damage makes decoders raise a zoo: OSError, SyntaxError, struct.error, ...
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "it is empty, damaged or not a picture"
-        raise RunError(f"cannot read the picture {path}: {' '.join(reason.split())}") from error
+        raise RunError(f"cannot read the picture {path}: {explained(error)}") from error
 
 
 def _decode(data: bytes) -> Tensor:
@@ -152,13 +160,23 @@ def _decode(data: bytes) -> Tensor:
 
     Ordinary JPEGs are decoded by torchvision, a quarter faster than by Pillow and to the same pixels.
     Whatever is odd, in kind or by damage, goes to Pillow, which knows more kinds and words its errors better.
+    What the orientation is, Pillow says of all: torchvision reads no XMP.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # the header only; refuses huge sizes
-        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+    with opened(io.BytesIO(data)) as image:
+        if image.format in JPEGS and image.mode in ("L", "RGB"):
             with suppress(RuntimeError):
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                return decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+                return _turned(decode_image(encoded, ImageReadMode.RGB), turn(image))
         return to_tensor(image)
+
+
+def _turned(image: Tensor, transpose: Image.Transpose | None) -> Tensor:
+    """A picture, (3, h, w), turned as Pillow would turn it."""
+    if transpose is None:
+        return image
+    transposed, flipped = TENSOR_TURNS[transpose]
+    image = image.mT if transposed else image
+    return image.flip(flipped) if flipped else image
 
 
 def to_tensor(image: Tensor | Image.Image) -> Tensor:

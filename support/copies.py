@@ -13,8 +13,9 @@ from typing import Any
 
 from support.errors import RunError, UsageError
 from support.files import Record, require_space
+from support.image_files import explained
 from support.parallel import on_all_cores
-from support.pictures import census, decoded, explained, is_cut, picture_files
+from support.pictures import census, decoded, is_cut, picture_files
 from support.remedies import prepare_command
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"

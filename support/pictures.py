@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support import jpeg
 from support.errors import RunError
+from support.image_files import explained, opened
 from support.parallel import on_all_cores
 
 if TYPE_CHECKING:
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
 
 # COCO's names: the id in twelve digits, more where the id has more
 NAME = re.compile(r"([0-9]{12,18})\.jpg")
-# Others are not opened: for EPS, Pillow starts Ghostscript, which runs the program that the file is.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG
 
 
 def census(folder: Path) -> list[int]:
@@ -42,17 +41,14 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def is_cut(path: Path) -> bool:
-    """Whether a JPEG's end is missing, as in the file at which an unzip was interrupted.
+    """Whether a picture's end is missing, as in the file at which an unzip was interrupted.
 
-    A scan's data never hold the bytes of these markers, so that after the last scan's start
-    there is an end, or the file is cut; also where zeros follow, which decode to grey without an error.
+    Only of a JPEG is this seen without decoding it.  A PNG, say, may bear the name of one, too.
     """
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 2))
-        if file.read() == END_OF_IMAGE:
-            return False
-    content = path.read_bytes()
-    return content.rfind(END_OF_IMAGE) <= content.rfind(START_OF_SCAN)
+        if file.read(len(jpeg.START)) == jpeg.START:
+            return jpeg.is_cut(file)
+    return trouble(path) is not None
 
 
 @contextmanager
@@ -62,19 +58,9 @@ def decoded(path: Path) -> Iterator["Image.Image"]:
     Raises:
         Exception: it cannot be read; decoders raise all kinds of errors, and `explained` puts them in words.
     """
-    from PIL import Image
-
-    with Image.open(path, formats=FORMATS) as image:
+    with open(path, "rb") as file, opened(file) as image:
         image.load()
-        if image.format == "JPEG" and is_cut(path):
-            raise RunError("its end is missing")
         yield image
-
-
-def explained(error: Exception) -> str:
-    """Why a picture cannot be read, in one line."""
-    kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())
 
 
 def trouble(path: Path) -> str | None:

@@ -3,13 +3,35 @@
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+# What turns a picture upright, by its orientation (Exif 2.3, tag 0x0112); 1 is upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns a picture upright; None where it stands so, or says nothing that can be read.
+
+    EXIF has the first word.  Where it says nothing, XMP is asked, as Pillow does: programs that turn a PNG
+    or a TIFF may note it there alone, and their viewers go by it.
+    """
+    with suppress(Exception):  # a garbled block says nothing against the pixels
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow picture as upright RGB of 8 bits.
 
-    - Turned as its EXIF orientation says: cameras store the sensor's view and a note.
+    - Turned as its orientation says (`turn`): cameras store the sensor's view and a note.
     - Transparency (alpha channel, palette entry or colour key) is laid on white.  Such pictures are drawings
       and cut-outs made for web pages, which are white; dropping the channel would show whatever colours
       happen to lie beneath.
@@ -17,8 +39,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     - Grey, palette, CMYK (Adobe's inverted kind is turned round by Pillow's reader): Pillow's conversion.
     """
     image.load()  # whatever is wrong with the pixels comes out here
-    with suppress(Exception):  # a garbled EXIF block says nothing against them
-        image = ImageOps.exif_transpose(image)
+    transpose = turn(image)  # of a TIFF, Pillow has done it, and taken the note away
+    if transpose is not None:
+        image = image.transpose(transpose)
     if image.mode.startswith(("I", "F")):
         image = _scaled_to_8_bits(image)
     if image.has_transparency_data:

@@ -163,7 +163,8 @@ def _decode(data: bytes) -> Tensor:
     What the orientation is, Pillow says of all: torchvision reads no XMP.
     """
     with opened(io.BytesIO(data)) as image:
-        if image.format in JPEGS and image.mode in ("L", "RGB"):
+        reduced = bool(image.decoderconfig)  # torchvision cannot decode at a part of the size
+        if image.format in JPEGS and image.mode in ("L", "RGB") and not reduced:
             with suppress(RuntimeError):
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return _turned(decode_image(encoded, ImageReadMode.RGB), turn(image))

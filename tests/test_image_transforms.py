@@ -180,12 +180,12 @@ def whole_jpeg() -> bytes:
     return file.getvalue()
 
 
-def huge_png() -> bytes:
+def huge_png(width: int = 20_000, height: int = 10_000) -> bytes:
     """A picture of 200 megapixels, by its header, whose checksum is right; 69 bytes long."""
     file = io.BytesIO()
     Image.new("L", (1, 1)).save(file, "PNG")
     data = bytearray(file.getvalue())
-    data[16:24] = (20_000).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 

@@ -5,6 +5,7 @@
     python caption.py -c last --n-best 3 - < my_picture.jpg
     python caption.py -c last --explain sheets/ photos/   draws where it looked for each word
     python caption.py -c last --json photos/ > captions.json
+    python caption.py -c last --recursive photos/         the folders in it, too
 
 A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt from it.  How sure it is of a
 caption it can say once evaluate_captioner.py has measured that on val, in a file beside the checkpoint.
@@ -30,7 +31,7 @@ from captioner import load_captioner as load_captioner  # found here, too: it is
 from image_transforms import EvaluationTransform, central_square, load_image
 from paths import ROOT, chosen, standard
 from support import calibration as calibrations
-from support import checkpoints, command_line, interrupts
+from support import checkpoints, command_line, image_files, image_folders, interrupts
 from support.attention_sheet import PICTURE_SIDE, attention_sheet
 from support.calibration import Calibration
 from support.devices import choose_device
@@ -40,7 +41,6 @@ from transformer_components import Hypothesis
 
 BATCH_SIZE = 16  # pictures captioned at once
 STDIN = Path("/dev/stdin")
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class Picture(NamedTuple):
@@ -51,21 +51,30 @@ class Picture(NamedTuple):
     square: Image.Image  # the same part of the picture, as large as a sheet shows it
 
 
-def find_pictures(places: Sequence[str]) -> list[Path]:
-    """The pictures named, and those lying in the folders named, in order of name."""
-    found: list[Path] = []
+def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
+    """The pictures named, and those lying in the folders named, in order of name.
+
+    One line on stderr says what of the folders was left out, and why.
+
+    Raises:
+        UsageError: a place is not there, or a folder without pictures.
+    """
+    found, left_out = [], Counter()
     for place in places:
         path = STDIN if place == "-" else Path(place)
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
+            inside, others = image_folders.find_images(path, recursive)
             if not inside:
-                suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-                raise UsageError(f"{path}: no pictures in this folder ({suffixes})")
+                said = image_folders.in_words(others)
+                raise UsageError(f"{path}: no images in this folder{said and f': {said}'}")
             found += inside
+            left_out += others
         elif path.exists():
             found.append(path)
         else:
             raise UsageError(f"{path}: no such picture or folder")
+    if left_out:
+        print(f"caption.py: {image_folders.in_words(left_out)}", file=sys.stderr)
     return found
 
 
@@ -94,7 +103,7 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
         names[place.name] += 1  # the same name may lie in two folders
         number = f"-{names[place.name]}" if names[place.name] > 1 else ""
         sheets[place] = out / f"{place.name}{number}.png"
-    if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
+    if out.suffix.lower() in image_files.suffixes() and not out.is_dir():
         if len(places) > 1:
             raise UsageError(f"--explain {out}: one file for {len(places)} pictures; name a folder")
         sheets = {places[0]: out}
@@ -146,6 +155,20 @@ def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
     return shlex.join(map(str, words))
 
 
+def as_json(results: list[dict[str, Any]]) -> str:
+    """All results as JSON, in plain letters where the output can show them, else in escapes.
+
+    A name that is not UTF-8 needs escapes, too: `os.fsencode` of the string that a program reads gives its
+    bytes back.
+    """
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+        return text
+    except UnicodeEncodeError:
+        return json.dumps(results, indent=1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description="Caption pictures.")
     parser.add_argument(
@@ -165,10 +188,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="draw where it looked: a folder, or a file for one picture",
     )
     parser.add_argument("--json", action="store_true", help="one JSON list of {picture, caption, score, ...}")
+    parser.add_argument("--recursive", action="store_true", help="look into the folders in a folder, too")
     command_line.add_place_options(parser)
     options = parser.parse_args(arguments)
 
-    places = find_pictures(options.pictures)
+    places = find_pictures(options.pictures, options.recursive)
     sheets = sheet_paths(options.explain, places) if options.explain else {}
     folder = chosen(options)["captioner_checkpoints"]
     path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
@@ -198,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
             if sheets:
                 explain(captioner, picture, hypotheses[0], sheets[picture.place])
     if options.json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
+        print(as_json(results))
     if len(results) < len(places):
         raise RunError(f"{len(places) - len(results)} of {len(places)} pictures could not be read")
 

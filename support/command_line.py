@@ -6,6 +6,7 @@ are one line on stderr.  A bug keeps its traceback.
 
 import argparse
 import atexit
+import io
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, 
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main` and exits with the code that says how it went."""
     interrupts.install()
+    _print_anything()
     try:
         with disk_errors():
             main()
@@ -45,6 +47,16 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of our output went away: `python caption.py ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _print_anything() -> None:
+    """Has characters that the terminal or the pipe cannot show printed as escapes.
+
+    A name of a file need not be UTF-8, and an output need not be: no such line may end the run half-way.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Parser(argparse.ArgumentParser):

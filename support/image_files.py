@@ -4,6 +4,7 @@ It says which kinds are read, how many pixels an image may have, and that a file
 `support.rgb` goes on from there, and says how an opened image becomes upright RGB.
 """
 
+import functools
 import os
 import re
 import warnings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Photographs, and what web pages show.  Others are not opened: for EPS, Pillow starts Ghostscript, which
 # runs the program that the file is; TGA has no signature, so that any bytes may look like one.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MORE_FORMATS = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # read where Pillow was built with a library for it
 JPEGS = ("JPEG", "MPO")  # an MPO is a JPEG and more of them behind it, as stereo cameras and phones write
 
 # Phones reach 200 megapixels.  On its way to RGB an image takes 14 bytes a pixel (measured), the worst kind,
@@ -30,6 +32,26 @@ MOST_PIXELS = 250_000_000
 FULL_PIXELS = 89_000_000
 REDUCED_SIDE = 2048  # pixels
 PIXELS_IN_BYTE = 512  # of a JPEG, at most: a block of 8 by 8 pixels takes a bit or more
+
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})  # in its first bytes
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The kinds that are read, by Pillow's names."""
+    from PIL import features
+
+    return (*FORMATS, *(kind for kind, library in MORE_FORMATS.items() if features.check(library)))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The endings of the names of such files, in lower case, with the dot."""
+    from PIL import Image
+
+    kinds = {*formats(), *JPEGS}
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 @contextmanager
@@ -46,7 +68,7 @@ def opened(file: BinaryIO) -> Iterator["Image.Image"]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with _our_limit(), Image.open(file, formats=FORMATS) as image:
+        with _our_limit(), Image.open(file, formats=formats()) as image:
             if image.format in JPEGS:
                 _prepare_jpeg(image, file)
             yield image
@@ -94,9 +116,12 @@ def _prepare_jpeg(image: "Image.Image", file: BinaryIO) -> None:
 def _unidentified(file: BinaryIO) -> str:
     """Why Pillow sees no image in a file."""
     file.seek(0)
-    if not file.read(1):
+    head = file.read(64)
+    if not head:
         return "it is empty"
-    return f"it is damaged, or no image of a kind that is read here ({', '.join(FORMATS)})"
+    if head[4:8] == b"ftyp" and HEIC_BRANDS & {head[place : place + 4] for place in range(8, len(head), 4)}:
+        return "it is a HEIC image, which cannot be read here: convert it to JPEG"
+    return f"it is damaged, or no image of a kind that is read here ({', '.join(formats())})"
 
 
 def explained(error: Exception) -> str:

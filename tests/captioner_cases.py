@@ -1,8 +1,12 @@
-"""A captioner of random weights and tiny sizes, with no checkpoint and no data set."""
+"""A captioner of random weights and tiny sizes, with no training and no data set."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from captioner import Captioner, captioner_from_state, new_captioner
+from support import checkpoints
 from support.tokenizer import train_tokenizer
 from tests.training_cases import STACK
 
@@ -12,6 +16,21 @@ TEXTS = ["a dog runs on a road.", "a cat sits on a red mat, near a dog."] * 8 + 
 
 def random_captioner(num_beams: int = 2) -> Captioner:
     """Pictures of 32 × 32 pixels, 4 × 4 patches; the same weights on every call."""
+    return captioner_from_state(random_state(num_beams), torch.device("cpu"))
+
+
+def save_random_captioner(path: Path) -> None:
+    """The same as a checkpoint, as if one epoch had been trained."""
+    counts = ("step", "updates", "bad_steps", "skipped", "unreadable")
+    rest = {
+        "schema": checkpoints.SCHEMA, "stage": "captioner", "from_scratch": True, "optimizer": {},
+        "scaler": {}, "samples": 6, "progress": {"epoch": 1, "history": [], **dict.fromkeys(counts, 0)},
+    }  # fmt: skip
+    checkpoints.save(path, random_state() | rest)
+
+
+def random_state(num_beams: int = 2) -> dict[str, Any]:
+    """What of a captioner's checkpoint makes the captioner."""
     tokenizer = train_tokenizer(TEXTS, 320)
     contents = {
         "config": {
@@ -23,4 +42,4 @@ def random_captioner(num_beams: int = 2) -> Captioner:
     }  # fmt: skip
     torch.manual_seed(1)
     model = new_captioner(contents, torch.device("cpu")).model
-    return captioner_from_state(contents | {"model": model.state_dict()}, torch.device("cpu"))
+    return contents | {"model": model.state_dict()}

@@ -62,6 +62,7 @@ SWITCHES = {
     "--check",
     "--from-scratch",
     "--json",
+    "--recursive",
     "--tensorboard",
     "--help",
 }

@@ -167,10 +167,13 @@ def load_named(folder: Path, wanted: str, stage: str | None = None) -> tuple[Pat
     """Loads what `-c` or `-p` names: a path, a bare name such as `checkpoint12.pt` in `folder`, or `last`.
 
     `last` is the newest sound one: a damaged one is passed over with a warning.  One named outright never is.
+    `FOLDER/last` is that of another folder.
 
     Returns:
         The file that was loaded, and its state.
     """
+    if Path(wanted).name == "last" and wanted != "last":
+        folder, wanted = Path(wanted).parent, "last"
     if wanted != "last":
         inside = Path(folder, wanted)
         path = Path(wanted) if os.path.isfile(wanted) and not os.path.isfile(inside) else inside

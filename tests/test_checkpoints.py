@@ -316,6 +316,10 @@ def test_a_checkpoint_is_found_by_path_by_bare_name_and_as_last(tmp_path, monkey
     assert checkpoints.find(folder, "encoder/checkpoint1.pt").samefile(paths[0])
     assert checkpoints.find(folder, str(paths[0])) == paths[0]
     assert checkpoints.find(folder, "last") == paths[1]
+    assert checkpoints.find(tmp_path / "elsewhere", f"{folder}/last") == paths[1]
+    assert checkpoints.find(tmp_path / "elsewhere", "encoder/last").samefile(paths[1])
+    with pytest.raises(UsageError, match=r"nowhere: no sound checkpoint for `last`"):
+        checkpoints.find(folder, "nowhere/last")
     with pytest.raises(
         UsageError, match=r"checkpoint7.pt: no such .* there are checkpoint1.pt, checkpoint2.pt"
     ):

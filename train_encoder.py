@@ -30,7 +30,7 @@ from support.copies import described
 from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw
-from support.processed import open_split_file
+from support.processed import open_split_file, splits_with_images
 from support.run_lock import RunLock
 from support.split_file import require_same_split
 from support.tensorboard import open_board
@@ -113,10 +113,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         "subset": options.subset, "split_file": split_file,
         "rank": distributed.rank(), "world_size": distributed.world_size(),
     }  # fmt: skip
-    pictures, train_paths = training_pictures(paths, config.splits, split_file, config.image_size, resume)
+    splits = splits_with_images(paths, config.splits)
+    pictures, train_paths = training_pictures(paths, splits, split_file, config.image_size, resume)
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
     train_loader = get_coco_loader(
-        config.splits,
+        splits,
         transform=train_transform,
         shuffle=True,
         skip_unreadable=True,
@@ -150,6 +151,11 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 3. The training loop
 
     if distributed.is_main():
+        if len(splits) < len(config.splits):
+            print(
+                f"splits: {paths['data']} has no unlabeled images: training on {', '.join(splits)}",
+                flush=True,
+            )
         print(f"pictures: {described(pictures)}", flush=True)
     with lock, train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):

@@ -1,7 +1,7 @@
 """Reading the lists that `process_coco.py` leaves in `processed/`, by COCO's splits or a split file's."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from support import distributed
 from support.annotations import HIGHEST_ID
 from support.errors import UsageError
+from support.pictures import picture_ids
 from support.remedies import prepare_command
 from support.split_file import FOLDERS, SplitFile, read_split_file
 from support.tokenizer import load_tokenizer
@@ -128,6 +130,24 @@ def load_split(
     lists = [load_processed(paths, folder, what, vocabulary_size) for folder in FOLDERS]
     entries = itertools.chain.from_iterable(lists)
     return [entry for entry in entries if image_id_of(entry) in members]
+
+
+def splits_with_images(paths: Mapping[str, Path], splits: Sequence[str]) -> list[str]:
+    """Of the splits that pre-training asks for, those that there are images of.
+
+    Only "unlabeled" may be left out: COCO's is 20 GB, and data of one's own seldom have any.
+
+    Raises:
+        UsageError: a machine of this run has unlabeled images, and another has none.
+    """
+    absent = not paths["unlabeled_image_ids"].exists() and not picture_ids(paths["unlabeled_images"])
+    there = [split for split in splits if not (split == "unlabeled" and absent)] or list(splits)
+    if len(set(distributed.gathered(tuple(there)))) > 1:
+        raise UsageError(
+            f"some machines of this run have unlabeled images in {paths['data']} that others lack: bring "
+            "them to all, or leave unlabeled out of splits in the configuration"
+        )
+    return there
 
 
 def open_split_file(path: Path | None, paths: Mapping[str, Path]) -> SplitFile | None:

@@ -6,7 +6,7 @@ import torch
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
 from support.errors import UsageError
-from support.processed import load_processed
+from support.processed import load_processed, splits_with_images
 from support.tokenizer import load_tokenizer
 
 PAIR = {"caption": [1, 5, 2], "image_id": 7}
@@ -88,3 +88,18 @@ def test_what_is_unusual_and_sound_is_taken(tiny_coco):
     for what, entries in sound.items():
         torch.save(entries, tiny_coco[f"val_{what}"])
         assert load_processed(tiny_coco, "val", what) == entries
+
+
+def test_pre_training_does_without_unlabeled_images_where_there_are_none(tiny_coco):
+    """COCO's are 20 GB: a data set without them trains on the others; one that is half made still says so."""
+    asked = ("train", "unlabeled")
+    assert splits_with_images(tiny_coco, asked) == ["train", "unlabeled"]
+    tiny_coco["unlabeled_image_ids"].unlink()
+    with pytest.raises(UsageError, match=r"unlabeled_image_ids.pt is missing: run `python process_coco.py"):
+        load_processed(tiny_coco, splits_with_images(tiny_coco, asked)[1], "image_ids")
+    for image in tiny_coco["unlabeled_images"].iterdir():
+        image.unlink()
+    assert splits_with_images(tiny_coco, asked) == ["train"]
+    assert splits_with_images(tiny_coco, ("unlabeled",)) == ["unlabeled"]
+    tiny_coco["train_image_ids"].unlink()
+    assert splits_with_images(tiny_coco, asked) == ["train"]

@@ -123,11 +123,11 @@ def main(arguments: list[str] | None = None) -> None:
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Loads, captions, scores, writes and prints."""
     paths = chosen(options)
-    if options.split == "test" and options.split_file is None:
-        raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     if options.encoder and not options.report:
         raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
     split_file = open_split_file(options.split_file, paths)
+    if options.split == "test" and split_file is None:
+        raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, options.beams, path)

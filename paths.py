@@ -39,6 +39,8 @@ def locations(
         "processed": processed,
         "record": processed / "record.json",
         "tokenizer": processed / "tokenizer.json",
+        "split_file": data / "splits.json",  # these two in a root that `process_coco.py --own` made
+        "file_names": data / "file_names.json",
         "encoder_checkpoints": checkpoints / "encoder",
         "captioner_checkpoints": checkpoints / "captioner",
         "process_coco": ROOT / "process_coco.py",

@@ -9,6 +9,7 @@
     python process_coco.py --resize 256          # with small copies of the pictures, for training to read
     python process_coco.py --split-file FILE     # with a tokenizer for training with --split-file FILE
     python process_coco.py --check               # then decode every picture once, and list the bad
+    python process_coco.py --own DIR             # your own images and captions, into data/<name of DIR>
 
 COCO is 47 GB of pictures; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
 The download takes an hour at 100 Mbit/s, unpacking some minutes, the captions a minute and 1.3 GB of memory.
@@ -27,13 +28,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, SPLITS, image_name, locations, paths, with_copies
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, image_name, locations, paths, with_copies
 from support.annotations import digest_of_captions, read_captions
 from support.caption_lists import caption_structures, require_ours, save
 from support.command_line import Parser, copy_size, run, vocabulary_size
 from support.copies import make_copies
+from support.data_root import made_of_folder, make_root, split_of_root
 from support.errors import UsageError
 from support.files import Record, digest, exclusive
+from support.own_options import add_own_options, next_commands, own_data_of, root_of_own
 from support.own_root import (
     images_listed,
     is_own_root,
@@ -81,6 +84,9 @@ Found = dict[str, list[int]]  # by split, the number of pictures and their bytes
 def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     options = parse_options(arguments)
+    own = own_data_of(options)
+    if own:
+        options.data = root_of_own(own.folder, options.data, ROOT)
     where = locations(options.data or ("data/sample" if options.sample else paths["data"]))
     source = Source(options.source or COCO, where["downloads"], keep=options.keep_archives)
     if options.captions_only and not where["annotations"].is_dir():
@@ -93,10 +99,17 @@ def main(arguments: list[str] | None = None) -> None:
         require_split_file(options.split_file)
     with exclusive(where["data"] / ".lock"):
         record = Record(where["record"])
+        if own:
+            make_root(own, where, record)
         require_no_broken_links([where[f"{split}_images"] for split in SPLITS])
         found = {split: census(where[f"{split}_images"]) for split in SPLITS}
         if options.sample:
             draw_sample(where, record, found)
+        elif made_of_folder(where, record):  # COCO's pictures do not belong here
+            options.splits = [split for split in options.splits if found[split][0]]
+            for split in options.splits:
+                if not record.agrees(f"{split}_images", found[split]):
+                    note_pictures(split, where, record, found)
         elif not options.captions_only and options.source is None and is_own_root(where, record):
             take_own_images(options.splits, where, record, found)
         elif not options.captions_only:
@@ -117,6 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not any(census(folder)[0] for folder in folders):
             raise UsageError(f"--check: there is no image in {', '.join(map(str, folders))}")
         check_pictures(folders)
+    if own:
+        print(next_commands(where["data"], ROOT, has_test=where["split_file"].exists()))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -127,6 +142,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     what.add_argument("--sample", action="store_true", help="draw the sample data set")
     what.add_argument("--source", metavar="URL_OR_DIR", help=f"where the archives lie (default: {COCO})")
     what.add_argument("--captions-only", action="store_true", help="no pictures; the caption files are there")
+    what.add_argument("--own", metavar="DIR", type=Path, help="a folder of images and captions of your own")
     parser.add_argument(
         "--data", metavar="DIR", help="data root (default: COCO_ROOT, data/coco or data/sample)"
     )
@@ -155,6 +171,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--resize", metavar="PIXELS", type=copy_size, help="keep small copies of the pictures"
     )
     parser.add_argument("--check", action="store_true", help="at the end decode every picture, list the bad")
+    add_own_options(parser)
     options = parser.parse_args(arguments)
     options.splits = [split for split in SPLITS if split in options.splits]  # each once, in one order
     return options
@@ -288,7 +305,7 @@ def train_the_tokenizer(where: Where, record: Record, options: argparse.Namespac
         "vocabulary_size": options.vocabulary_size or before.get("vocabulary_size", VOCABULARY_SIZE),
         "keep_accents": before.get("keep_accents", False) if keep_accents is None else keep_accents,
     }
-    facts |= training_split(where, record, options.split_file)
+    facts |= training_split(where, record, options.split_file or split_of_root(where, record))
     if tokenizer.is_file() and record.agrees("tokenizer", facts | {"file": digest(tokenizer)}):
         return None
     from support.tokenizer import train_tokenizer

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_value, texts_of
+from support.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_value
 from support.errors import UsageError
 from support.split_words import split_of_name
 
@@ -126,7 +126,10 @@ def _of_coco(path: Path, images: list[Any], annotations: list[Any]) -> list[Entr
         key = _id(annotation.get("image_id")) if isinstance(annotation, dict) else None
         if key is None:
             raise UsageError(f'{path}: annotations[{place}] needs "image_id" and "caption"')
-        captions.setdefault(key, []).extend(texts_of(annotation.get("caption")))
+        caption = annotation.get("caption")
+        if not isinstance(caption, str | None):
+            raise UsageError(f"{path}: annotations[{place}] has a caption that is no text: {caption!r:.40}")
+        captions.setdefault(key, []).append(caption or "")
     return [
         Entry(names.get(key, f"image {key}"), texts, None, _whole(key)) for key, texts in captions.items()
     ]

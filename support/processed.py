@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from support import distributed
 from support.annotations import HIGHEST_ID
 from support.errors import UsageError
+from support.files import read_json
 from support.pictures import picture_ids
 from support.remedies import prepare_command
 from support.split_file import FOLDERS, SplitFile, read_split_file
@@ -151,7 +152,15 @@ def splits_with_images(paths: Mapping[str, Path], splits: Sequence[str]) -> list
 
 
 def open_split_file(path: Path | None, paths: Mapping[str, Path]) -> SplitFile | None:
-    """The split file that `--split-file` names, checked against the data; None if it names none."""
+    """The split file that `--split-file` names, or the data's own, checked against the data; None without.
+
+    The data's own is what `process_coco.py --own` wrote beside images for test: they must never be taken for
+    others because a flag was forgotten.
+    """
+    if path is None and paths["split_file"].exists() and "own" in read_json(paths["record"], {}):
+        path = paths["split_file"]
+        if distributed.is_main():
+            print(f"splits: those of {path}", flush=True)
     if path is None:
         return None
     return read_split_file(path, *(load_processed(paths, folder, "image_ids") for folder in FOLDERS))

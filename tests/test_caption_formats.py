@@ -82,6 +82,9 @@ def test_a_quotation_mark_that_is_never_closed_swallows_no_rows(tmp_path):
         ("3.jpg", "a dog, red"),
         ("4.jpg", 'a "bird"'),
     ]
+    lines = ["image,caption", '1.jpg,"a man', '2.jpg,a cat"', "3.jpg,a dog"]
+    rows = rows_of(written(tmp_path / "pair.csv", lines))
+    assert rows == [("1.jpg", '"a man'), ("2.jpg", 'a cat"'), ("3.jpg", "a dog")]
 
 
 def test_a_quoted_caption_may_hold_line_ends(tmp_path):

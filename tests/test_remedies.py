@@ -182,13 +182,13 @@ def test_a_captioner_of_the_sample_is_measured_on_the_sample(sample):
     assert shlex.split(command)[2:] == ["-c", str(folder / "checkpoint1.pt"), "--sample"]
 
 
-OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
-OF_DOCKER = {"--shm-size", "--ipc"}
+OPTION = r"(?<![\w-])--?[a-z][a-z_-]*"
+OF_OTHERS = {"--shm-size", "--ipc", "--nproc_per_node", "-n"}  # docker, torchrun, srun
 SCRIPTS = [process_coco, sample_coco, train_encoder, train_captioner, evaluate_captioner, caption]
 
 
 def test_every_option_that_an_error_names_is_one_of_a_script(capsys):
-    known = set(OF_DOCKER)
+    known = set(OF_OTHERS)
     for script in SCRIPTS:
         with pytest.raises(SystemExit):
             script.main(["--help"])

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from support import interrupts
 from support.errors import RunError, UsageError
-from support.files import require_space
+from support.files import naming, require_space
 
 BLOCK = 1 << 20  # bytes read at a time
 MOST_RATIO = 200  # unpacked to packed; caption files reach about 5, deflate could reach 1,032
@@ -161,7 +161,7 @@ def _write(archive: Path, members: list[zipfile.ZipInfo], partial: Path) -> None
             path = partial / base_name(member)
             if is_whole(path, member):
                 continue
-            with open(path, "wb") as target:
+            with naming(path), open(path, "wb") as target:
                 for block in _blocks(archive, file, member):
                     target.write(block)
     os.sync()  # once for all files, before a name says that they are whole

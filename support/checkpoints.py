@@ -10,7 +10,6 @@ Digest and data are one file and appear in one rename; a plain `torch.load(path,
 Inside is one dict of plain values and tensors, with `schema` (SCHEMA) and `stage` ("encoder" or "captioner").
 """
 
-import errno
 import hashlib
 import math
 import os
@@ -29,6 +28,7 @@ import torch
 
 from support.contents import require_parts
 from support.errors import RunError, UsageError
+from support.files import sync, sync_folder
 
 SCHEMA = 1
 STAGES = ("encoder", "captioner")
@@ -68,9 +68,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.seek(end)
             file.write(trailer)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except Exception as error:  # torch wraps an OSError of the file in a RuntimeError of its own
         reason = error if isinstance(error, OSError) else error.__context__ or error
         text = getattr(reason, "strerror", None) or str(reason).partition("\n")[0]
@@ -312,17 +312,6 @@ def _require_plain(value: Any, key: str, seen: set[int]) -> None:
             _require_plain(item, f"{key}[{number}]", seen)
     else:
         raise TypeError(f"{key} is a {type(value).__name__}, which cannot be loaded safely")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without this notion
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import RunError, UsageError
-from support.files import Record, require_space
+from support.files import Record, naming, require_space
 from support.image_files import explained
 from support.parallel import on_all_cores
 from support.pictures import census, decoded, is_cut, picture_files
@@ -137,7 +137,8 @@ def copy_picture(original: Path, folder: Path, size: int) -> str | None:
     scale = min(1, size / min(image.size))
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
     temporary = copy.with_name(copy.name + ".tmp")  # always the same: the next run overwrites it
-    image.save(temporary, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    with naming(temporary):
+        image.save(temporary, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
     os.utime(temporary, ns=(changed, changed))
     os.replace(temporary, copy)
     return None

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from support import interrupts
 from support.connections import Again, check_status, chunks_of, open_session, persist, request, whole_number
 from support.errors import RunError
-from support.files import digest, read_json, write_json
+from support.files import digest, naming, read_json, sync, write_json
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class _Part:
         write_json(self.record, self.version)
 
     def finish(self) -> None:
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
+        with naming(self.path), open(self.path, "r+b") as file:
+            sync(file.fileno())
         os.replace(self.path, self.destination)
         self.record.unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ def _receive(
     have, known, comparing = offset, part.have, offset == 0
     bar.total, bar.n = size, have
     part.path.touch()
-    with open(part.path, "r+b") as file:
+    with naming(part.path), open(part.path, "r+b") as file:
         file.seek(offset)
         for chunk in chunks:
             if comparing and file.read(len(chunk)) != chunk:

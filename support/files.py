@@ -20,6 +20,8 @@ except ImportError:  # on Windows
     fcntl = None
 
 WRONG_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+# What a file system answers that knows no syncing: CIFS, some FUSE ones, and on a Mac what SMB comes to.
+NO_SYNCING = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
 LONGEST_NAME = 400  # characters of a name that an error shows whole
 
 
@@ -32,13 +34,42 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
+    with naming(temporary):
+        yield temporary
+        with open(temporary, "r+b") as file:
+            sync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # or a power cut may forget the new name
-    os.close(folder)
+    sync_folder(path.parent)  # or a power cut may forget the new name
+
+
+def sync(descriptor: int) -> None:
+    """Returns when what was written to an open file is on the disk; at once where no such thing is known."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNCING:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in a folder are on the disk."""
+    with naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system inside that name no file, as those of writing and of syncing, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

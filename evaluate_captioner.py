@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state
 from coco_loader import ImgFirstDataset, get_coco_loader
@@ -35,6 +34,7 @@ from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score
 from support.processed import load_processed, load_split, open_split_file
+from support.progress_bars import progress_bar
 from support.scoring import Scoring, choose_scoring
 from support.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
 from transformer_components import BeamSearchOptions
@@ -55,8 +55,8 @@ class CaptionedSplit(NamedTuple):
 def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
     """Captions every picture of an image-first loader; of all processes, in every process."""
     mine = CaptionedSplit({}, {}, {})
-    quiet = None if distributed.is_main() else True
-    for batch in tqdm(loader, desc="beam search", unit="batch", leave=False, disable=quiet):
+    options = {"log": False, "hidden": not distributed.is_main(), "leave": False}
+    for batch in progress_bar(loader, what="beam search", unit="batch", **options):
         interrupts.check()
         decoded = captioner.decode(batch.images)
         for image_id, texts, (best, *_) in zip(batch.image_ids.tolist(), batch.captions, decoded):

@@ -17,13 +17,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tqdm import tqdm
-
 from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations
 from support import command_line, interrupts
 from support.errors import RunError, UsageError
 from support.files import digest, read_json, write_json
 from support.illustration import Placed, illustrate
+from support.progress_bars import progress_bar
 from support.scenes import Scene, Thing, extent, invent
 from support.things import THINGS
 
@@ -312,7 +311,8 @@ def draw_aside(root: Path, seed: int, sizes: dict[str, int], progress: bool) -> 
     tasks = [(split, index) for split in SPLITS for index in range(sizes[split])]
     drawn: dict[str, list] = {split: [] for split in SPLITS}
     results = in_parallel(partial(draw_picture, where, seed), tasks)
-    for (split, _), result in zip(tasks, tqdm(results, "drawing", len(tasks), disable=not progress)):
+    bar = progress_bar(results, what="drawing", unit="picture", total=len(tasks), hidden=not progress)
+    for (split, _), result in zip(tasks, bar):
         interrupts.check()
         drawn[split].append(result)
     for split in CAPTIONED_SPLITS:

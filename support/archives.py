@@ -10,7 +10,6 @@ import re
 import shutil
 import stat
 import struct
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from re import Pattern
 
-from tqdm import tqdm
-
 from support import interrupts
 from support.errors import RunError, UsageError
 from support.files import naming, require_space
+from support.progress_bars import progress_bar
 
 BLOCK = 1 << 20  # bytes read at a time
 MOST_RATIO = 200  # unpacked to packed; caption files reach about 5, deflate could reach 1,032
@@ -155,9 +153,8 @@ def _is_beginning(path: Path, archive: Path, file: zipfile.ZipFile, member: zipf
 
 def _write(archive: Path, members: list[zipfile.ZipInfo], partial: Path) -> None:
     """Writes those members that are not yet whole in `partial`."""
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
     with _opened(archive) as file:
-        for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file", mininterval=interval):
+        for member in progress_bar(members, what=f"unpacking {archive.name}", unit="file"):
             path = partial / base_name(member)
             if is_whole(path, member):
                 continue

@@ -10,7 +10,6 @@ One process at a time: the caller holds a lock (`support.files.exclusive`).
 import itertools
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from support import interrupts
 from support.connections import Again, check_status, chunks_of, open_session, persist, request, whole_number
 from support.errors import RunError
 from support.files import digest, naming, read_json, sync, write_json
+from support.progress_bars import progress_bar
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,8 @@ class _Part:
 
 
 def _fetch_all(part: _Part, pin: Pin | None, magic: bytes) -> None:
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
     with (
-        tqdm(desc=part.destination.name, unit="B", unit_scale=True, mininterval=interval) as bar,
+        progress_bar(what=part.destination.name, unit="B", unit_scale=True) as bar,
         open_session(part.url) as session,
     ):
         persist(lambda: _fetch(session, part, pin, magic, bar), part.url, progress=lambda: part.have)

@@ -2,16 +2,14 @@
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from threading import Thread
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from support import interrupts
 from support.errors import RunError
+from support.progress_bars import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,12 +30,11 @@ def on_all_cores(
         RunError: a worker was killed.
         Interrupted: this process was asked to stop.
     """
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, held or not
     pool = ProcessPoolExecutor(None, context, initializer=_prepare_worker)
     try:
         results: Iterable[Result] = pool.map(work, items, chunksize=16)
-        results = tqdm(results, total=len(items), desc=what, unit=unit, mininterval=interval)
+        results = progress_bar(results, what=what, unit=unit, total=len(items))
         for item, result in zip(items, results):
             interrupts.check()
             yield item, result

@@ -36,6 +36,7 @@ from support.errors import RunError, UsageError
 from support.logbook import write_log
 from support.optimizer import restore_moments
 from support.progress import Progress
+from support.progress_bars import progress_bar
 from support.randomness import mix
 from support.remedies import check_command
 from support.step import LossFunction, PendingReport, Report, Stepper, to_device
@@ -339,10 +340,10 @@ class Trainer:
         self, what: str, unit: str, total: int | None = None, done: int = 0, batches: DataLoader | None = None
     ) -> tqdm:
         """A progress bar, on a terminal and in the main process only."""
-        return tqdm(
-            batches, total=total, initial=done, desc=what, unit=unit, leave=False, dynamic_ncols=True,
-            disable=None if distributed.is_main() else True,
-        )  # fmt: skip
+        hidden = not distributed.is_main()
+        return progress_bar(
+            batches, what=what, unit=unit, total=total, done=done, log=False, hidden=hidden, leave=False
+        )
 
     def _save_if_due(self) -> None:
         if time.monotonic() - self._last_save > 60 * self.config.checkpoint_minutes:

@@ -28,7 +28,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, image_name, locations, paths, with_copies
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen, image_name, with_copies
 from support.annotations import digest_of_captions, read_captions
 from support.caption_lists import caption_structures, require_ours, save
 from support.command_line import Parser, copy_size, run, vocabulary_size
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     own = own_data_of(options)
     if own:
         options.data = root_of_own(own.folder, options.data, ROOT)
-    where = locations(options.data or ("data/sample" if options.sample else paths["data"]))
+    where = chosen(options)
     source = Source(options.source or COCO, where["downloads"], keep=options.keep_archives)
     if options.captions_only and not where["annotations"].is_dir():
         raise UsageError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations
+from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations, standard
 from support import command_line, interrupts
 from support.errors import RunError, UsageError
 from support.files import digest, read_json, write_json
@@ -356,7 +356,8 @@ def annotations(split: str, drawn: list[tuple[dict[str, Any], list[str]]]) -> di
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", default="data/sample", metavar="DIR", help="(default: %(default)s)")
+    place = standard(sample=True)["data"]
+    parser.add_argument("--data", default=place, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
     options = parser.parse_args(arguments)
     drew = draw(options.data, options.seed)

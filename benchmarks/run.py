@@ -26,14 +26,14 @@ import torch
 from benchmarks import decoding, loading, ranks, training
 from benchmarks.measuring import Row, Setting, table
 from benchmarks.peers import huggingface
-from paths import paths
+from paths import ROOT, paths
 from support import command_line, devices
 from support.errors import UsageError
 from support.files import read_json, write_json
 
 SUBJECTS = {"training": training, "decoding": decoding, "loading": loading, "ranks": ranks}
 PACKAGES = ("torch", "torchvision", "transformers", "transformer_components_michaelkosmider")
-DEFAULT_OUT = Path("results/benchmarks.json")
+DEFAULT_OUT = ROOT / "results" / "benchmarks.json"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from support import distributed, interrupts
 from support.devices import autocast, choose_precision
+from support.gradient_check import gradients_arrive
 from support.sampling import MicroBatch
 from support.schedule import learning_rate_factor
 from support.training_config import TrainingConfig
@@ -99,6 +100,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=INITIAL_LOSS_SCALE, enabled=self.precision is torch.float16
         )
+        self.gradients_seen = False  # in this epoch: at its first step they are looked at
 
     def rate(self, epochs: float) -> float:
         """The schedule's factor of the learning rate after so many epochs."""
@@ -135,6 +137,8 @@ class Stepper:
         factor = self.config.batch_size * distributed.world_size() / weight.clamp(min=1.0)
         norm = self._mean_gradient(factor)
         taken = torch.isfinite(norm) & torch.isfinite(loss_sum) & (weight > 0)
+        if not self.gradients_seen:
+            self.gradients_seen = gradients_arrive(network, self.optimizer, counts=taken)
         loss_scale = self.scaler.scale(torch.ones_like(loss_sum))  # before the update changes it
         self._update(taken, self.rate(epochs))
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), loss_scale, taken.double()])]))

@@ -34,6 +34,7 @@ from support.contents import restoring
 from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.logbook import write_log
+from support.network import wrap
 from support.optimizer import restore_moments
 from support.progress import Progress
 from support.progress_bars import progress_bar
@@ -91,7 +92,8 @@ class Trainer:
         self.steps_per_epoch = self.sampler.steps
         self.stepper = Stepper(loss_fn, optimizer, config, device)
         self.progress = Progress()
-        self.network = self.model
+        self._wrapped = self.model
+        self._learning: tuple[bool, ...] | None = None  # which parameters did when it was wrapped
         self.lag = 1 if device.type == "cuda" else 0  # steps queued on the device before a report is read
         self._queue: deque[Queued] = deque()
         self._ending: tuple[int, Exception] | None = None  # after which step to raise what
@@ -126,6 +128,7 @@ class Trainer:
         """
         progress, config = self.progress, self.config
         self.prepare_network()
+        self.stepper.gradients_seen = False
         self.sampler.set_epoch(progress.epoch, start_step=progress.step)
         batches = iter(self.train_loader)
         started = time.perf_counter() - progress.seconds
@@ -328,13 +331,18 @@ class Trainer:
 
     # --- small parts ---
 
+    @property
+    def network(self) -> nn.Module:
+        """What `loss_fn` calls.  Validation takes the plain model: it is over before it would be compiled."""
+        return self._wrapped if self.model.training else self.model
+
     def prepare_network(self) -> None:
-        """Wraps the model for compilation and for many processes; anew each epoch, as groups get unfrozen."""
-        self.network = self.model
-        if self.config.compile and self.device.type == "cuda":
-            self.network = torch.compile(self.network)
-        if distributed.world_size() > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network)
+        """Wraps the model for compilation and for many processes; anew if other parameters are to learn."""
+        learning = tuple(parameter.requires_grad for parameter in self.model.parameters())
+        if learning != self._learning:
+            uneven = self.stage == "captioner"
+            self._wrapped = wrap(self.model, self.config.compile, self.device, uneven)
+            self._learning = learning
 
     def _bar(
         self, what: str, unit: str, total: int | None = None, done: int = 0, batches: DataLoader | None = None

@@ -26,8 +26,6 @@ def test_the_sample_data_set_lies_where_training_looks_for_it(tmp_path, monkeypa
 def test_coco_root_moves_coco_and_not_the_sample(tmp_path, monkeypatch):
     monkeypatch.setenv("COCO_ROOT", str(tmp_path))
     (tmp_path / "annotations").mkdir()
-    with pytest.raises(
-        process_coco.UsageError, match=f"^{tmp_path}/annotations/captions_"
-    ):
+    with pytest.raises(process_coco.UsageError, match=f"^{tmp_path}/annotations/captions_"):
         process_coco.main(["--captions-only"])
     assert sample_coco.standard(sample=True)["data"] == paths.ROOT / "data" / "sample"

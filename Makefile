@@ -1,20 +1,30 @@
-# make sample   the whole pipeline on the drawn sample data set, on a CPU, in minutes
-# make test     the tests
-# make faults   the long ones: kills, damage and hostile input, at full length
-# make bench    ours beside its peers: ORIGINAL=DIR names a checkout of the original, PICTURES=DIR photographs
-# make lint     what CI checks before them
-# Each sets up .venv by itself.
+# make sample        the whole pipeline on the drawn sample data set, on a CPU, in minutes
+# make test          the tests
+# make test-oldest   the tests again, with the oldest torch that the code supports
+# make faults        the long ones: kills, damage and hostile input, at full length
+# make bench         ours beside its peers: ORIGINAL=DIR names a checkout of the original, PICTURES=DIR photographs
+# make lint          what CI checks before them
+# Each sets up .venv, or .venv-oldest, by itself.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+OLDEST := .venv-oldest
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample test faults bench lint clean
+.PHONY: sample test test-oldest faults bench lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Every pin of the usual environment but those of torch and torchvision.
+$(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -hvE '^(-r|torch|torchvision)\b' requirements.txt requirements-dev.txt | \
+		$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-oldest.txt -r /dev/stdin
 	touch $@
 
 sample: $(VENV)/.installed
@@ -26,6 +36,9 @@ sample: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
 faults: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS) -o addopts="-q --import-mode=importlib" --timeout 1800 tests/faults
@@ -39,4 +52,4 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) data/sample checkpoints/sample .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) data/sample checkpoints/sample .pytest_cache .ruff_cache

@@ -245,6 +245,12 @@ def test_a_file_system_that_cannot_sync_a_folder_still_gets_its_checkpoint(tmp_p
     assert is_state(checkpoints.load(save(tmp_path, 1)), 1)
 
 
+def test_the_oldest_torch_that_is_taken_is_tested():
+    """`make test-oldest` installs it."""
+    lines = (Path(__file__).parent.parent / "requirements-oldest.txt").read_text().splitlines()
+    assert f"torch=={'.'.join(map(str, checkpoints.TORCH_FLOOR))}.0" in lines
+
+
 def refusal(path: Path) -> str | None:
     try:
         checkpoints.load(path, "encoder")

@@ -36,6 +36,7 @@ def progress_bar(
     if not terminal:
         # A bar that is over sooner says nothing, and none says goodbye: that would be lines less far apart.
         options |= {"file": _Log(), "mininterval": INTERVAL, "delay": INTERVAL, "leave": False}
+        options |= {"miniters": 1}  # or tqdm's monitor draws a bar whose work has slowed down once more
     return tqdm(
         items, total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True,
         disable=hidden or not (terminal or log), **options,

@@ -71,6 +71,20 @@ def test_a_log_file_gets_a_line_every_ten_seconds_at_most(clock, log, called, se
     assert all(line.startswith("drawing: ") and "/600 [" in line for line in lines)
 
 
+def test_work_that_slows_down_brings_no_more_lines(clock, log):
+    """tqdm watches its bars from a thread, and draws those again that have not moved for ten seconds."""
+    with progress_bar(what="drawing", unit="picture", total=4000) as bar:
+        for number in range(4000):
+            clock.now += 0.01 if number < 3900 else 4
+            if bar.miniters > 1 and clock.now - bar.last_print_t >= bar.maxinterval:  # as the thread does
+                bar.miniters = 1
+                bar.refresh()
+            bar.update()
+    spans = [after - before for before, after in zip(log.times, log.times[1:])]
+    assert all(span >= 10 for span in spans), spans
+    assert len(spans) > 30
+
+
 def test_a_bar_for_the_terminal_only_leaves_nothing_in_a_log_file(clock, log):
     for _ in progress_bar(range(5), what="epoch 1", unit="step", log=False):
         clock.now += 60

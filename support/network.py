@@ -24,6 +24,9 @@ def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -
         # Dynamo 2.11 does not look at requires_grad, and would go on with the graphs of a frozen encoder;
         # newer ones add graphs at each unfreezing until they reach their limit, and then compile no more.
         torch.compiler.reset()
+        # With many processes Dynamo would cut the graph wherever a bucket of gradients is full, so that these
+        # travel earlier. Where lengths are symbols that fails, and within one machine it gains little.
+        torch._dynamo.config.optimize_ddp = False
         network = torch.compile(network, backend=BACKENDS[device.type])
         if uneven:
             network.register_forward_pre_hook(_mark_dynamic)

@@ -36,11 +36,11 @@ def gradients_arrive(network: nn.Module, optimizer: torch.optim.Optimizer, count
     without = [name for name, is_missing in zip(names.values(), found) if is_missing]
     if without:
         others = f" ({len(without) - 1} more have none)" if without[1:] else ""
-        raise RunError(_advised(f"{{}} should learn and gets no gradient{others}", without[0]))
+        raise RunError(_message(without[0], f"gets no gradient{others}"))
     for group, largest in zip(groups, found[len(names) :], strict=True):
         if not largest:
-            what = f"{{}} should learn and its gradient is 0, as in all {len(group)} parameters of its group"
-            raise RunError(_advised(what, names[group[0]]))
+            what = f"its gradient is 0, as in all {len(group)} parameters of its group"
+            raise RunError(_message(names[group[0]], what))
     return True
 
 
@@ -52,13 +52,13 @@ def _largest(parameters: list[nn.Parameter]) -> Tensor:
     return torch.stack(torch._foreach_norm(gradients, torch.inf)).max().float()
 
 
-def _advised(what: str, name: str) -> str:
-    plain = name.removeprefix("module.")
-    compiled = plain.startswith("_orig_mod.")
+def _message(name: str, what: str) -> str:
+    name = name.removeprefix("module.")  # of DistributedDataParallel
+    plain = name.removeprefix("_orig_mod.")  # of torch.compile
     advice = "the loss does not depend on it: mend the model, and go on with -c last"
-    if compiled:
+    if plain != name:
         advice = (
             "torch.compile may be at fault: set compile: false in a copy of the configuration, and go on "
             "with -c last --config COPY"
         )
-    return f"{what.format(plain.removeprefix('_orig_mod.'))}; {advice}"
+    return f"{plain} should learn and {what}; {advice}"

@@ -1,4 +1,4 @@
-"""One optimizer step on one global batch, without once waiting for the device.
+"""One optimizer step on one global batch, without waiting for the device but at the first of an epoch.
 
 The passes over the micro-batches, the sum over all processes, the mean gradient, clipping and the update are
 queued one after the other.  Whether loss and gradient are finite is decided on the device, too: an update

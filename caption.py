@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state
+from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, other_beams
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
 from image_transforms import EvaluationTransform, central_square, load_image
 from paths import ROOT, chosen, standard
@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.n_best > captioner.options.num_beams:
         beams = captioner.options.num_beams
         raise UsageError(f"--n-best {options.n_best} is more than the {beams} beams searched; raise --beams")
-    calibration = calibrations.load(calibration_path(path), calibrated_for(path, captioner.options))
+    measured = calibration_path(path, other_beams(options.beams, state))
+    calibration = calibrations.load(measured, calibrated_for(path, captioner.options))
     captioner.options = replace(captioner.options, n_best=options.n_best)
 
     if calibration is None:

@@ -249,9 +249,20 @@ def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 
     return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}
 
 
-def calibration_path(checkpoint: Path) -> Path:
-    """The file beside a checkpoint that says how sure its captioner may be."""
-    return checkpoint.with_name(f"{checkpoint.stem}_calibration.json")
+def calibration_path(checkpoint: Path, beams: int | None = None) -> Path:
+    """The file beside a checkpoint that says how sure its captioner may be.
+
+    Args:
+        checkpoint: the captioner's.
+        beams: of the search, where they are not the checkpoint's own; None where they are.
+    """
+    search = "" if beams is None else f"_beams{beams}"
+    return checkpoint.with_name(f"{checkpoint.stem}{search}_calibration.json")
+
+
+def other_beams(beams: int | None, state: dict[str, Any]) -> int | None:
+    """The number of beams asked for, if it is not the checkpoint's own; else None."""
+    return None if beams == state["config"]["num_beams"] else beams
 
 
 def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:

@@ -9,8 +9,8 @@
     torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
 Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON;
-their names say what is not as by default.  Of the whole val split, searched and scored as by default, it
-also writes how sure the captioner may be, beside the checkpoint, for caption.py.
+their names say what is not as by default.  Of the whole val split, scored as by default, it also writes
+how sure the captioner may be, beside the checkpoint, for caption.py.
 No picture is left out: one that cannot be read ends the evaluation, by name.
 """
 
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state
+from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, other_beams
 from coco_loader import ImgFirstDataset, get_coco_loader
 from paths import chosen, image_name
 from showcase import encoder_of, write_report
@@ -131,7 +131,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, options.beams, path)
-    changes = differences(options, state["config"]["num_beams"])
+    beams = other_beams(options.beams, state)
+    changes = differences(options, beams)
     results = options.results or path.with_name(results_name(path.stem, options.split, split_file, changes))
     for file in filter(None, (results, options.report)):
         require_place(file)  # now, not after an hour of beam search
@@ -160,8 +161,10 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     written = [results, results.with_name(f"{results.stem}_metrics.json")]
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
     write_json(written[-1], assessment)
-    if options.split == "val" and not changes:
-        written += save_calibration(path, captioner.options, assessment["calibration"])
+    scored_by_default = (options.subset, options.references, options.unit) == (1, None, None)
+    if options.split == "val" and scored_by_default:
+        file = calibration_path(path, beams)
+        written += save_calibration(file, assessment["calibration"], calibrated_for(path, captioner.options))
     if options.report:
         place = partial(loader.dataset.file, options.split)
         write_report(
@@ -185,15 +188,15 @@ def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None)
     return which if options.subset == 1 else f"{which} -s {options.subset:g}"
 
 
-def differences(options: argparse.Namespace, num_beams: int) -> list[str]:
+def differences(options: argparse.Namespace, beams: int | None) -> list[str]:
     """What an evaluation does otherwise than by default, each in a word for the name of a file.
 
     Args:
         options: of the command line.
-        num_beams: the checkpoint's.
+        beams: of the search, where they are not the checkpoint's own.
     """
     parts = [f"s{options.subset:g}"] if options.subset != 1 else []
-    parts += [f"beams{options.beams}"] if options.beams not in (None, num_beams) else []
+    parts += [f"beams{beams}"] if beams is not None else []
     return parts + [choice for choice in (options.references, options.unit) if choice]
 
 
@@ -233,22 +236,19 @@ def provenance(
     }
 
 
-def save_calibration(
-    checkpoint: Path, search: BeamSearchOptions, measured: dict[str, Any] | None
-) -> list[Path]:
+def save_calibration(path: Path, measured: dict[str, Any] | None, holds_for: dict[str, Any]) -> list[Path]:
     """Writes for caption.py how sure the captioner may be; the file written, if there is one.
 
     Args:
-        checkpoint: the captioner's, beside which the file goes.
-        search: how captions were searched for; for another search the calibration does not hold.
-        measured: of the assessment; None where there were too few pictures.
+        path: where it goes, beside the checkpoint.
+        measured: of the assessment; None where there were too few images.
+        holds_for: the model and the search; for others the calibration does not hold.
     """
     if measured is None:
         return []
-    path = calibration_path(checkpoint)
     points = Calibration(measured["scores"], measured["confidences"])
     try:
-        calibration.save(path, points, calibrated_for(checkpoint, search))
+        calibration.save(path, points, holds_for)
     except OSError as error:  # a folder of somebody else's, say: the figures stand all the same
         print(f"note: caption.py will show no confidence: {error}", file=sys.stderr)
         return []

@@ -52,7 +52,9 @@ def sync(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the names in a folder are on the disk."""
+    """Returns when the names in a folder are on the disk; Windows opens no folders to say so of them."""
+    if os.name == "nt":
+        return
     with naming(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -23,9 +23,14 @@ def prepare_command(where: Mapping[str, Path], *options: object) -> str:
     return shlex.join(map(str, [*words, *options]))
 
 
+def offline_command(where: Mapping[str, Path], *options: object) -> str:
+    """`prepare_command`, but it works on what is there and fetches nothing."""
+    return prepare_command(where, *([] if is_sample(where) else ["--captions-only"]), *options)
+
+
 def check_command(where: Mapping[str, Path]) -> str:
-    """The command that lists the images that cannot be read, and fetches none."""
-    return prepare_command(where, *([] if is_sample(where) else ["--captions-only"]), "--check")
+    """The command that lists the images that cannot be read."""
+    return offline_command(where, "--check")
 
 
 def is_sample(where: Mapping[str, Path]) -> bool:

@@ -5,7 +5,6 @@ of a split file, whose test captions may lie in train2017.
 """
 
 import hashlib
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError
 from support.files import Record, digest, replacing
 from support.pictures import picture_ids
+from support.remedies import offline_command
 
 if TYPE_CHECKING:
     from support.split_file import SplitFile  # which takes torch's time to import
@@ -165,7 +165,7 @@ def require_same_tokenizer(paths: Where) -> None:
         if tokenized_by_another(split, paths, record):
             raise UsageError(
                 f"{paths[f'{split}_tokenized']} was made by another tokenizer than {paths['tokenizer']}: run "
-                f"`{_command(paths)}`"
+                f"`{offline_command(paths)}`"
             )
 
 
@@ -200,7 +200,7 @@ def require_tokenizer_of(split_file: "SplitFile | None", path: Path | None, path
     learned_from = known.get("split_file")
     if (learned_from and learned_from["sha256"]) != (facts and facts["sha256"]):
         of = split_name(learned_from and {"name": Path(learned_from["path"]).name})
-        command = f"{_command(paths)} --split-file {shlex.quote(str(path or COCO_SPLIT))}"
+        command = offline_command(paths, "--split-file", path or COCO_SPLIT)
         raise UsageError(
             f"{paths['tokenizer']} was trained on the training captions of {of}, and this run is on "
             f"{split_name(facts)}: run `{command}`"
@@ -213,9 +213,4 @@ def smaller_tokenizer(paths: Where, size: int) -> str:
         return ""
     move = "move this tokenizer, which was not made here, away and "
     own = is_own_tokenizer(paths["tokenizer"], Record(paths["record"]))
-    return f", or {move * own}run `{_command(paths)} --vocabulary-size {size}`"
-
-
-def _command(paths: Where) -> str:
-    """The command that makes tokenizer and lists anew, and downloads nothing."""
-    return f"python process_coco.py --captions-only --data {shlex.quote(str(paths['data']))}"
+    return f", or {move * own}run `{offline_command(paths, '--vocabulary-size', size)}`"

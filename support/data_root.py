@@ -14,13 +14,10 @@ import json
 import os
 import shlex
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from support import interrupts
 from support.errors import UsageError
@@ -29,6 +26,7 @@ from support.folder_index import FolderIndex
 from support.image_files import explained, opened
 from support.own_data import Image, OwnData, read_own_data, report
 from support.pictures import NAME, census
+from support.progress_bars import progress_bar
 from support.tokenizer_choice import COCO_SPLIT
 
 PART = ".tmp"  # behind the name of a file that is being written
@@ -150,8 +148,7 @@ def _bring(images: list[Image], index: FolderIndex, copy: bool, where: Mapping[s
     """Links or copies what is not there yet; returns the names of what cannot be read, and why."""
     bad: dict[str, str] = {}
     ways: Counter[str] = Counter()
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; in a log file a line now and then will do
-    for image in tqdm(images, "copying" if copy else "linking", unit="image", mininterval=interval):
+    for image in progress_bar(images, what="copying" if copy else "linking", unit="image"):
         interrupts.check()
         source, target = index.files[image.name], _target(image, where)
         if _is_there(source, target, copy):

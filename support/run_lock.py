@@ -1,7 +1,6 @@
 """One run at a time in a folder of checkpoints: a second one would move and delete the files of the first."""
 
 import errno
-import fcntl
 import os
 import socket
 from pathlib import Path
@@ -39,6 +38,8 @@ class RunLock:
 
     def _take(self, folder: Path) -> str | None:
         """None, or why this run may not have the folder."""
+        import fcntl  # here, because Windows has none, and what it cannot do says so elsewhere
+
         try:
             self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from image_transforms import load_image
+from paths import locations
 from support.annotations import read_captions
 from support.archives import extract, wanted_members
 from support.configuration import load_config
@@ -87,7 +88,7 @@ def check_picture(path: Path) -> None:
 
 
 def read_processed(path: Path) -> None:
-    load_processed({"data": path.parent, "val_tokenized": path}, "val", "tokenized")
+    load_processed({**locations(path.parent), "val_tokenized": path}, "val", "tokenized")
 
 
 def configuration() -> bytes:

@@ -12,6 +12,7 @@ from paths import standard
 def test_the_sample_data_set_lies_where_training_looks_for_it(tmp_path, monkeypatch, main, arguments):
     """Both wrote below the working directory; training and evaluation read below the repository."""
     monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+    monkeypatch.setattr(paths, "SAMPLE", tmp_path / "repository" / "data" / "sample")
     monkeypatch.setattr(sample_coco, "SIZES", {"train": 6, "val": 4, "test": 2, "unlabeled": 3})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -36,6 +36,7 @@ COMMON = {
     "compile": (True, None),
     "crop_scale": ([0.5, 0.9], None),
     "num_workers": (1, None),
+    "loading_timeout": (7.5, None),
     "keep_checkpoints": (3, None),
     "checkpoint_minutes": (2.0, None),
     "max_bad_steps": (7, None),
@@ -101,7 +102,12 @@ def settings_of(trainer: Trainer) -> dict:
         "rates": [stepper.rate(quarter / 4) for quarter in range(30)],
         "precision": stepper.precision,
         "batches": list(sampler),
-        "loader": (len(loader.dataset), loader.num_workers, vars(loader.dataset.transform)),
+        "loader": (
+            len(loader.dataset),
+            loader.num_workers,
+            loader.longest_wait,
+            vars(loader.dataset.transform),
+        ),
     }
 
 

@@ -1,6 +1,7 @@
 """One run at a time in a folder of checkpoints."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import train_encoder
-from support import distributed, run_lock
+from support import distributed
 from support.errors import UsageError
 from support.run_lock import RunLock
 from tests.process_cases import end, start, stderr_of, wait_for_checkpoint
@@ -68,7 +69,7 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch,
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_lock.fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
     with RunLock(tmp_path / "encoder"):
         pass
 

@@ -90,7 +90,7 @@ def _read_json(path: Path, text: str, column: str | None) -> tuple[str, list[Ent
         return None
     if isinstance(content, list):
         return "JSON rows", entries_of_rows(path, [row for row in content if isinstance(row, dict)], column)
-    images = content.get("images") if isinstance(content, dict) else None
+    images = content.get("images") or [] if isinstance(content, dict) else None
     if not isinstance(images, list):
         return None
     if any("sentences" in image for image in images if isinstance(image, dict)):

@@ -162,6 +162,15 @@ def test_coco_with_any_names_and_ids(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("images", [{}, {"images": None}, {"images": []}])
+def test_coco_that_lists_no_images_names_them_by_their_ids(tmp_path, images):
+    annotations = [{"image_id": "7", "caption": "a dog"}, {"image_id": 8.0, "caption": "a cat"}]
+    path = tmp_path / "captions_train.json"
+    path.write_text(json.dumps(images | {"annotations": annotations}))
+    entries = read_caption_file(path).entries
+    assert [(entry.image_id, entry.captions) for entry in entries] == [(7, ["a dog"]), (8, ["a cat"])]
+
+
 def test_karpathy_s_json(tmp_path):
     def image(name: str, split: str, **more: object) -> dict:
         return {

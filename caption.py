@@ -13,6 +13,7 @@ caption it can say once evaluate_captioner.py has measured that on val, in a fil
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections import Counter
@@ -137,20 +138,27 @@ def described(
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """What is printed of a picture: its caption, or its best ones with their scores."""
+    """What is printed of a picture: its caption, or its best ones with their scores.
+
+    A name may hold line ends and what a terminal obeys: these are printed as escapes.
+    """
+    name = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in result["picture"])
     sure = "" if result["confidence"] is None else f"  (confidence {result['confidence']:.2f})"
     if "n_best" not in result:
-        return f"{result['picture']}: {result['caption']}{sure}"
+        return f"{name}: {result['caption']}{sure}"
     ranked = [f"  {entry['score']:8.4f}  {entry['caption']}" for entry in result["n_best"]]
-    return "\n".join([f"{result['picture']}:{sure}", *ranked])
+    return "\n".join([f"{name}:{sure}", *ranked])
 
 
 def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
     """The command that measures how sure this captioner may be, when it searches like this."""
     words: list[object] = ["python", ROOT / "evaluate_captioner.py", "-c", checkpoint]
-    samples = standard(sample=True)["captioner_checkpoints"]
-    if options.sample or checkpoint.resolve().parent == samples.resolve():
+    folder, usual = checkpoint.resolve().parent, standard()["captioner_checkpoints"].resolve()
+    if options.sample or folder == standard(sample=True)["captioner_checkpoints"].resolve():
         words.append("--sample")
+    elif folder != usual and not os.environ.get("COCO_ROOT", "").strip():
+        own = ROOT / "data" / folder.parent.name  # so `process_coco.py --own` names them
+        words += ["--data", own if own.is_dir() else "DATA"]
     words += ["--beams", options.beams] if options.beams else []
     return shlex.join(map(str, words))
 
@@ -206,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     if calibration is None:
         print(
-            f"caption.py: no confidence yet: `{measuring(path, options)}` measures it on val",
+            f"caption.py: no confidence yet: `{measuring(path, options)}` measures it on val of its data",
             file=sys.stderr,
         )
 

@@ -148,6 +148,13 @@ def test_json_is_json_in_any_encoding_and_gives_names_back(monkeypatch, encoding
         assert "größe" in output.buffer.getvalue().decode()  # plain where it can be
 
 
+def test_a_name_ends_no_line_and_moves_no_cursor():
+    result = {"picture": "a\n\x1b[2J\u202e é.png", "caption": "a dog", "confidence": None}
+    assert caption.as_text(result) == r"a\n\x1b[2J\u202e é.png: a dog"
+    ranked = result | {"n_best": [{"score": -1.0, "caption": "a cat"}]}
+    assert caption.as_text(ranked).splitlines()[0] == r"a\n\x1b[2J\u202e é.png:"
+
+
 def test_a_phones_folder_is_captioned_to_its_end(tmp_path, folder):
     """The whole command, its output not UTF-8."""
     for name in ("lost.jpg", "itself.jpg"):

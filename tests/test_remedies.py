@@ -182,6 +182,17 @@ def test_a_captioner_of_the_sample_is_measured_on_the_sample(sample):
     assert shlex.split(command)[2:] == ["-c", str(folder / "checkpoint1.pt"), "--sample"]
 
 
+def test_a_captioner_of_other_data_is_measured_on_these(tmp_path, monkeypatch):
+    """Without --data the evaluation looked for COCO, and advised its download."""
+    monkeypatch.setattr(caption, "ROOT", tmp_path)
+    monkeypatch.delenv("COCO_ROOT", raising=False)
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    for name, data in (("birds", str(tmp_path / "data" / "birds")), ("fish", "DATA")):
+        checkpoint = tmp_path / "checkpoints" / name / "captioner" / "checkpoint1.pt"
+        command = caption.measuring(checkpoint, argparse.Namespace(sample=False, beams=None))
+        assert shlex.split(command)[2:] == ["-c", str(checkpoint), "--data", data]
+
+
 OPTION = r"(?<![\w-])--?[a-z][a-z_-]*"
 OF_OTHERS = {"--shm-size", "--ipc", "--nproc_per_node", "-n"}  # docker, torchrun, srun
 SCRIPTS = [process_coco, sample_coco, train_encoder, train_captioner, evaluate_captioner, caption]

@@ -101,19 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         record = Record(where["record"])
         if own:
             make_root(own, where, record)
-        require_no_broken_links([where[f"{split}_images"] for split in SPLITS])
-        found = {split: census(where[f"{split}_images"]) for split in SPLITS}
-        if options.sample:
-            draw_sample(where, record, found)
-        elif made_of_folder(where, record):  # COCO's pictures do not belong here
-            options.splits = [split for split in options.splits if found[split][0]]
-            for split in options.splits:
-                if not record.agrees(f"{split}_images", found[split]):
-                    note_pictures(split, where, record, found)
-        elif not options.captions_only and options.source is None and is_own_root(where, record):
-            take_own_images(options.splits, where, record, found)
-        elif not options.captions_only:
-            download(options.splits, where, record, found, source)
+        found = bring_the_images(options, where, record, source)
         train_the_tokenizer(where, record, options)
         for split in PROCESSED_SPLITS:
             if split in options.splits or tokenized_by_another(split, where, record):
@@ -126,10 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         print(f"{where['data']}: everything is there and unchanged, nothing to do")
     if options.check:
-        folders = [where[f"{split}_images"] for split in options.splits]
-        if not any(census(folder)[0] for folder in folders):
-            raise UsageError(f"--check: there is no image in {', '.join(map(str, folders))}")
-        check_pictures(folders)
+        check_the_images([where[f"{split}_images"] for split in options.splits])
     if own:
         print(next_commands(where["data"], ROOT, has_test=where["split_file"].exists()))
 
@@ -182,6 +167,30 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 #
 # The captions come first, then each split's pictures: fetched, unpacked, proven whole, and noted in the
 # record with their number and size, so that the next run need only see whether these are the same.
+
+
+def bring_the_images(options: argparse.Namespace, where: Where, record: Record, source: Source) -> Found:
+    """Draws the images, downloads them, or takes what is there: whichever is right for these data.
+
+    Returns:
+        What is there then.  The options' splits are only those that a root made by --own has.
+    """
+    require_no_broken_links([where[f"{split}_images"] for split in SPLITS])
+    found = {split: census(where[f"{split}_images"]) for split in SPLITS}
+    if options.sample:
+        draw_sample(where, record, found)
+    elif made_of_folder(where, record):
+        options.splits = [split for split in options.splits if found[split][0]]
+        for split in options.splits:
+            if not record.agrees(f"{split}_images", found[split]):
+                note_pictures(split, where, record, found)
+    elif options.captions_only:
+        pass
+    elif options.source is None and is_own_root(where, record):
+        take_own_images(options.splits, where, record, found)
+    else:
+        download(options.splits, where, record, found, source)
+    return found
 
 
 def draw_sample(where: Where, record: Record, found: Found) -> None:
@@ -279,6 +288,13 @@ def require_archives(parts: list[str], splits: list[str], where: Where, source: 
         dispensable = any(ARCHIVES[split] in str(error) for split in UNLISTED_PICTURES)
         way_out = f"leave it out with --splits {' '.join(others)}" if dispensable else "name another --source"
         raise UsageError(f"{error}: {way_out}") from None
+
+
+def check_the_images(folders: list[Path]) -> None:
+    """Decodes every image in the folders; to find none there is an error, too."""
+    if not any(census(folder)[0] for folder in folders):
+        raise UsageError(f"--check: there is no image in {', '.join(map(str, folders))}")
+    check_pictures(folders)
 
 
 def note_pictures(split: str, where: Where, record: Record, found: Found) -> None:

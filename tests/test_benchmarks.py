@@ -40,7 +40,8 @@ def test_peak_memory_is_what_a_contestant_needs_and_not_what_the_one_before_free
     def build(size):
         return lambda: lambda: torch.ones(size, dtype=torch.uint8)
 
-    large, small = 200 * 2**20, 20 * 2**20
+    # Above 32 MiB malloc asks the system each time; less may come out of what earlier tests left to it.
+    large, small = 200 * 2**20, 64 * 2**20
     rows = compare(CPU, "", "", "", 1, [Contestant("a", build(large)), Contestant("b", build(small))])
     if rows[0].peak_bytes is None:
         pytest.skip("this system does not tell")

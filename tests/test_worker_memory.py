@@ -14,9 +14,9 @@ from image_transforms import EvaluationTransform
 from support.loading import Loader
 from support.sampling import EvaluationSampler
 
-CAPTIONS, TOKENS = 5_000, 96  # long ones, as it is the tokens that count
+CAPTIONS, TOKENS = 8_000, 96  # long ones, as it is the tokens that count
 WARM_UP = 5  # batches, until a worker has what it needs to make any
-LITTLE = 5 * 2**20  # bytes: what other work of a worker comes to, however many captions there are
+LITTLE = 10 * 2**20  # bytes: what other work of a worker comes to, however many captions there are
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or multiprocessing.get_start_method() != "fork",

@@ -17,10 +17,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from coco_loader import ImgFirstDataset
 from image_captioner import build_captioner
 from image_transforms import EvaluationTransform, normalize
-from paths import image_name
 from support import checkpoints, command_line, interrupts
 from support.configuration import at_least, bounded, config_from_dict, positive
 from support.contents import require_weights
@@ -240,32 +238,3 @@ def load_captioner(checkpoint: str | Path, device: str | torch.device = "cpu") -
     """
     path = Path(checkpoint)
     return captioner_from_state(checkpoints.load(path, "captioner"), torch.device(device), path=path)
-
-
-def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:
-    """The captions of a data set's first pictures, by name: always the same ones, to watch them change."""
-    items = [dataset[index] for index in range(min(count, len(dataset)))]
-    decoded = captioner.decode(torch.stack([item.image for item in items]))
-    return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}
-
-
-def calibration_path(checkpoint: Path, beams: int | None = None) -> Path:
-    """The file beside a checkpoint that says how sure its captioner may be.
-
-    Args:
-        checkpoint: the captioner's.
-        beams: of the search, where they are not the checkpoint's own; None where they are.
-    """
-    search = "" if beams is None else f"_beams{beams}"
-    return checkpoint.with_name(f"{checkpoint.stem}{search}_calibration.json")
-
-
-def other_beams(beams: int | None, state: dict[str, Any]) -> int | None:
-    """The number of beams asked for, if it is not the checkpoint's own; else None."""
-    return None if beams == state["config"]["num_beams"] else beams
-
-
-def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:
-    """What a calibration holds for: this model, searching like this."""
-    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha}
-    return {"sha256": checkpoints.digest(checkpoint), **search}

@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from captioner import Captioner, calibrated_for, calibration_path, captioner_from_state, other_beams
+from captioner import Captioner, captioner_from_state
 from coco_loader import ImgFirstDataset, get_coco_loader
+from evaluation_report import write_report
 from paths import chosen, image_name
-from showcase import encoder_of, write_report
+from reconstruction import encoder_of
 from support import calibration, checkpoints, command_line, distributed, interrupts
 from support.assessment import assess, lines, with_references
-from support.calibration import Calibration
+from support.calibration import Calibration, calibrated_for, calibration_path, other_beams
 from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score

@@ -21,22 +21,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captioner import first_captions, new_captioner, require_captioner
-from coco_loader import CaptionBatch, get_coco_loader, training_pictures
+from captioner import Captioner, new_captioner, require_captioner
+from coco_loader import CaptionBatch, ImgFirstDataset, get_coco_loader, training_pictures
 from evaluate_captioner import caption_split, require_references, scored, scoring_of
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
-from paths import chosen
-from showcase import require_auto_encoder
+from paths import chosen, image_name
+from reconstruction import require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
 from support.caption_statistics import caption_statistics
-from support.configuration import (
-    at_least,
-    bounded,
-    config_to_dict,
-    load_config,
-    positive,
-)
+from support.configuration import at_least, bounded, config_to_dict, load_config, positive
 from support.copies import described
 from support.errors import UsageError
 from support.files import require_unix
@@ -221,6 +215,13 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                 if board:
                     board.figures(trainer.progress.history[-1], optimizer, unit)
                     board.captions(examples, epoch)
+
+
+def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:
+    """The captions of a data set's first pictures, by name: always the same ones, to watch them change."""
+    items = [dataset[index] for index in range(min(count, len(dataset)))]
+    decoded = captioner.decode(torch.stack([item.image for item in items]))
+    return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}
 
 
 def encoder_shape(pretrained: dict[str, Any] | None, mae_config: Path) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
+from support.checkpoints import digest
 from support.files import read_json, write_json
+from transformer_components import BeamSearchOptions
 
 BINS = 10  # at most
 FEWEST_IN_BIN = 20  # captions
@@ -77,6 +79,28 @@ def load(path: Path, made_for: Mapping[str, Any]) -> Calibration | None:
     if content.get("made_for") != dict(made_for) or not sound or len(columns[0]) != len(columns[1]):
         return None
     return Calibration(*map(tuple, columns))
+
+
+def calibration_path(checkpoint: Path, beams: int | None = None) -> Path:
+    """The file beside a checkpoint that says how sure its captioner may be.
+
+    Args:
+        checkpoint: the captioner's.
+        beams: of the search, where they are not the checkpoint's own; None where they are.
+    """
+    search = "" if beams is None else f"_beams{beams}"
+    return checkpoint.with_name(f"{checkpoint.stem}{search}_calibration.json")
+
+
+def other_beams(beams: int | None, state: dict[str, Any]) -> int | None:
+    """The number of beams asked for, if it is not the checkpoint's own; else None."""
+    return None if beams == state["config"]["num_beams"] else beams
+
+
+def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:
+    """What a calibration holds for: this model, searching like this."""
+    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha}
+    return {"sha256": digest(checkpoint), **search}
 
 
 def calibrate(scores: Sequence[float], shares: Sequence[float]) -> Calibration | None:

@@ -18,7 +18,7 @@ import evaluate_captioner
 import train_captioner
 import train_encoder
 from captioner import captioner_from_state
-from showcase import reconstructor_from_state
+from reconstruction import reconstructor_from_state
 from support import checkpoints
 from support.errors import UsageError
 from tests.checkpoint_cases import hostile, saved, sealed

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from showcase import examples
+from evaluation_report import examples
 from support.assessment import assess, lines
 from support.metrics import METRICS, image_statistics, score
 from support.ptb_tokenizer import ptb_tokenize

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation_report import examples
 from image_captioner import patchify, random_masking
 from image_transforms import EvaluationTransform, load_image, normalize
 from paths import image_name
-from showcase import Reconstructor, clearest_hidden_patch, examples, reconstructor_from_state
+from reconstruction import Reconstructor, clearest_hidden_patch, reconstructor_from_state
 from support import checkpoints
 from support.errors import UsageError
 from tests.captioner_cases import random_captioner

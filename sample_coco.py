@@ -18,13 +18,13 @@ from random import Random
 from typing import Any
 
 from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations, standard
+from sample_data.illustration import Placed, illustrate
+from sample_data.scenes import Scene, Thing, extent, invent
+from sample_data.things import THINGS
 from support import command_line, interrupts
 from support.errors import RunError, UsageError
 from support.files import digest, read_json, write_json
-from support.illustration import Placed, illustrate
 from support.progress_bars import progress_bar
-from support.scenes import Scene, Thing, extent, invent
-from support.things import THINGS
 
 SIZES = {"train": 6000, "val": 400, "test": 60, "unlabeled": 1000}  # pictures
 FIRST_ID = {
@@ -48,7 +48,7 @@ NEW_PAIRS = frozenset(
 )
 
 STAMP = "sample.json"  # in the data root: what was drawn, by what, and whether it is complete
-DRAWN_BY = ("sample_coco.py", "support/scenes.py", "support/illustration.py", "support/things.py")
+DRAWN_BY = ("sample_coco.py", "sample_data/scenes.py", "sample_data/illustration.py", "sample_data/things.py")
 
 # ---------------------------------------------------------------------------------------------------------
 # Section 1: captions

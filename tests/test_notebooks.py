@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.training_cases import ROOT, train_captions, train_mae, write_config
+from tests.training_cases import PACKAGES, ROOT, train_captions, train_mae, write_config
 
 NOTEBOOKS = ("code_snippets", "results")
 FOR_COCO = {  # the one line that changes
@@ -21,7 +21,7 @@ FOR_COCO = {  # the one line that changes
 def checkout(make_tiny_coco, tmp_path, monkeypatch) -> Path:
     """A copy of the repository with a tiny data set and a tiny run where `make sample` leaves its own."""
     root = tmp_path / "checkout"
-    for folder in ("support", "transformer_components"):
+    for folder in PACKAGES:
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*ROOT.glob("*.py"), *ROOT.glob("*.ipynb")):
         shutil.copy(file, root)

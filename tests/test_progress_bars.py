@@ -3,7 +3,6 @@
 import io
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +10,7 @@ import tqdm.std
 
 from support import parallel, progress_bars
 from support.progress_bars import progress_bar
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.training_cases import PACKAGES, ROOT
 
 
 class Clock:
@@ -115,6 +113,6 @@ def test_work_on_all_cores_shows_such_a_bar(clock, log, monkeypatch):
 
 
 def test_no_other_module_makes_a_bar_of_its_own():
-    sources = [*ROOT.glob("*.py"), *ROOT.glob("support/*.py"), *ROOT.glob("transformer_components/*.py")]
+    sources = [file for folder in (".", *PACKAGES) for file in (ROOT / folder).glob("*.py")]
     makers = {path.name for path in sources if re.search(r"\btqdm\((?!\):)", path.read_text())}
     assert makers == {"progress_bars.py"}

@@ -17,11 +17,11 @@ from PIL import Image
 import sample_coco
 from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations
 from sample_coco import NEW_PAIRS, draw, invent_scene, write_captions
+from sample_data.illustration import Placed, illustrate
+from sample_data.scenes import FITS, LAYOUTS, MARGIN, Scene, Thing, arrange, inside
+from sample_data.things import COLOURS, THINGS
 from support.errors import RunError, UsageError
-from support.illustration import Placed, illustrate
 from support.metrics import score
-from support.scenes import FITS, LAYOUTS, MARGIN, Scene, Thing, arrange, inside
-from support.things import COLOURS, THINGS
 
 TINY = {"train": 6, "val": 4, "test": 2, "unlabeled": 3}
 

@@ -15,6 +15,7 @@ from support.step import Report
 from support.training import Queued, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = sorted({file.parent.name for file in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"})
 STACK = {
     "num_layers": 2, "num_heads": 2, "hidden_size": 16, "key_size": 8, "value_size": 8,
     "feedforward_size": 32, "dropout": 0.0, "pre_norm": False,

@@ -11,7 +11,7 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from support.things import COLOURS, INK, THINGS, WHITE, Brush, Colour, blend
+from sample_data.things import COLOURS, INK, THINGS, WHITE, Brush, Colour, blend
 
 SUPERSAMPLING = 4
 

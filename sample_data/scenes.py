@@ -8,8 +8,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from random import Random
 
-from support.illustration import GROUNDS
-from support.things import COLOURS, THINGS
+from sample_data.illustration import GROUNDS
+from sample_data.things import COLOURS, THINGS
 
 MARGIN = 0.06
 GAP = 0.04  # the least distance at which one thing is plainly left of or above another

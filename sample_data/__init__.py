@@ -1,0 +1,1 @@
+"""What the sample data set is drawn of: things, scenes of them, and how they are painted."""

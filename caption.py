@@ -30,9 +30,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from captioner import Captioner, captioner_from_state
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
 from image_transforms import EvaluationTransform, central_square, load_image
+from images import image_files, image_folders
 from paths import ROOT, chosen, standard
 from support import calibration as calibrations
-from support import checkpoints, command_line, image_files, image_folders, interrupts
+from support import checkpoints, command_line, interrupts
 from support.attention_sheet import PICTURE_SIDE, attention_sheet
 from support.calibration import Calibration, calibrated_for, calibration_path, other_beams
 from support.devices import choose_device

@@ -26,10 +26,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
+from images.resized_copies import size_for_training
 from paths import image_name, with_copies
 from paths import paths as default_paths
 from support import distributed
-from support.copies import size_for_training
 from support.errors import RunError, UsageError
 from support.files import Record
 from support.loading import Loader, samples_or_errors
@@ -369,7 +369,7 @@ def training_pictures(
     image_size: int,
     resume: Mapping[str, Any] | None,
 ) -> tuple[int | None, Mapping[str, Path]]:
-    """Whether a run trains on pre-resized copies; see `support.copies.size_for_training`.
+    """Whether a run trains on pre-resized copies; see `images.resized_copies.size_for_training`.
 
     Copies change pixels a little, so that they are for training only; figures come from the originals.
 

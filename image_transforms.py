@@ -23,9 +23,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
+from images.image_files import JPEGS, explained, opened
+from images.rgb import to_rgb, turn
 from support.errors import RunError
-from support.image_files import JPEGS, explained, opened
-from support.rgb import to_rgb, turn
 
 # Mean and standard deviation of ImageNet's training pixels in [0, 1], for red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -147,7 +147,7 @@ def load_image(path: str | Path) -> Tensor:
         (3, h, w) uint8.
 
     Raises:
-        RunError: the file is missing, empty, cut, no picture, or above the limit of `support.image_files`.
+        RunError: the file is missing, empty, cut, no picture, or above the limit of `images.image_files`.
     """
     try:
         return _decode(Path(path).read_bytes())

@@ -28,11 +28,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from images.pictures import census, check_pictures, is_cut, picture_ids
+from images.resized_copies import make_copies
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen, image_name, with_copies
 from support.annotations import digest_of_captions, read_captions
 from support.caption_lists import caption_structures, require_ours, save
 from support.command_line import Parser, copy_size, run, vocabulary_size
-from support.copies import make_copies
 from support.data_root import made_of_folder, make_root, split_of_root
 from support.errors import UsageError
 from support.files import Record, digest, exclusive
@@ -45,7 +46,6 @@ from support.own_root import (
     require_no_broken_links,
     require_no_strangers,
 )
-from support.pictures import census, check_pictures, is_cut, picture_ids
 from support.sources import Source
 from support.tokenizer_choice import (
     COCO_SPLIT,

@@ -26,12 +26,12 @@ from coco_loader import CaptionBatch, ImgFirstDataset, get_coco_loader, training
 from evaluate_captioner import caption_split, require_references, scored, scoring_of
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
+from images.resized_copies import described
 from paths import chosen, image_name
 from reconstruction import require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
 from support.caption_statistics import caption_statistics
 from support.configuration import at_least, bounded, config_to_dict, load_config, positive
-from support.copies import described
 from support.errors import UsageError
 from support.files import require_unix
 from support.logbook import epoch_line

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from coco_loader import ImageBatch, get_coco_loader, training_pictures
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
+from images.resized_copies import described
 from paths import chosen
 from reconstruction import Reconstruction, Reconstructor, require_auto_encoder
 from support import checkpoints, command_line, devices, distributed
 from support.configuration import bounded, config_to_dict, positive
-from support.copies import described
 from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw

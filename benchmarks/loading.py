@@ -16,8 +16,8 @@ from benchmarks.measuring import Contestant, Row, Setting, compare
 from benchmarks.peers import original
 from coco_loader import get_coco_loader
 from image_transforms import TrainingTransform
+from images.resized_copies import copy_picture
 from paths import image_name, locations, with_copies
-from support.copies import copy_picture
 from support.errors import RunError
 
 COPY_SIZE = 256  # pixels, the shorter side

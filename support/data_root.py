@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from images.image_files import explained, opened
+from images.pictures import NAME, census
 from support import interrupts
 from support.errors import UsageError
 from support.files import Record, read_json, replacing, require_space
 from support.folder_index import FolderIndex
-from support.image_files import explained, opened
 from support.own_data import Image, OwnData, read_own_data, report
-from support.pictures import NAME, census
 from support.progress_bars import progress_bar
 from support.tokenizer_choice import COCO_SPLIT
 

@@ -14,11 +14,11 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from images.image_files import HEIC_SUFFIXES, suffixes
 from support.annotations import LONGEST_CAPTION
 from support.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
 from support.errors import UsageError
 from support.folder_index import FolderIndex
-from support.image_files import HEIC_SUFFIXES, suffixes
 from support.split_words import split_of_folder, split_of_name
 
 MADE_IDS = range(10**14, 10**15)  # ids that are made from names: fifteen digits, exact in a float, too

@@ -7,10 +7,10 @@ has whole caption files, as they come first, or a cut one; somebody's own lists 
 from collections.abc import Mapping
 from pathlib import Path
 
+from images.pictures import picture_ids
 from support.annotations import read_captions
 from support.errors import UsageError
 from support.files import Record
-from support.pictures import picture_ids
 
 COCO_IMAGES = {"train": 118_287, "val": 5_000}  # listed in COCO 2017's caption files
 COCO_BEGINS = b'{"info": {"description": "COCO 2017 Dataset"'  # each of its caption files

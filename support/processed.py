@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from images.pictures import picture_ids
 from support import distributed
 from support.annotations import HIGHEST_ID
 from support.errors import UsageError
 from support.files import read_json
-from support.pictures import picture_ids
 from support.remedies import prepare_command
 from support.split_file import FOLDERS, SplitFile, read_split_file
 from support.tokenizer import load_tokenizer

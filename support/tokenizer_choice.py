@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from images.pictures import picture_ids
 from support.annotations import digest_of_captions, read_captions
 from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError
 from support.files import Record, digest, replacing
-from support.pictures import picture_ids
 from support.remedies import offline_command
 
 if TYPE_CHECKING:

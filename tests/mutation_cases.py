@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from image_transforms import load_image
+from images.pictures import trouble
 from paths import locations
 from support.annotations import read_captions
 from support.archives import extract, wanted_members
 from support.configuration import load_config
 from support.errors import RunError, UsageError
-from support.pictures import trouble
 from support.processed import load_processed
 from support.tokenizer import load_tokenizer, train_tokenizer
 from tests.checkpoint_cases import in_child

@@ -16,9 +16,9 @@ import coco_loader
 import process_coco
 from coco_loader import get_coco_loader, training_pictures
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
+from images.resized_copies import copy_folder
 from paths import image_name, with_copies
 from support import checkpoints
-from support.copies import copy_folder
 from support.errors import RunError, UsageError
 from support.files import Record
 from support.split_file import SplitFile, folder_splits

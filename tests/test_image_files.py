@@ -15,10 +15,10 @@ from torch import Tensor
 import caption
 from coco_loader import transformed
 from image_transforms import EvaluationTransform, load_image
+from images.pictures import is_cut, trouble
+from images.resized_copies import copy_picture
 from paths import image_name
-from support.copies import copy_picture
 from support.errors import RunError
-from support.pictures import is_cut, trouble
 from tests.test_image_transforms import UPRIGHT, array
 from tests.test_jpeg import encoded, motion_tail, with_segment
 

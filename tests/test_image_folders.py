@@ -12,11 +12,11 @@ import pytest
 
 import caption
 from image_transforms import load_image
+from images.image_files import formats, suffixes
+from images.image_folders import find_images, in_words
+from images.pictures import trouble
 from support import command_line
 from support.errors import UsageError
-from support.image_files import formats, suffixes
-from support.image_folders import find_images, in_words
-from support.pictures import trouble
 from tests.captioner_cases import save_random_captioner
 from tests.test_image_files import scene
 from tests.test_jpeg import encoded

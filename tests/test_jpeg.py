@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.jpeg import is_cut
+from images.jpeg import is_cut
 
 
 def scene(seed: int = 0) -> Image.Image:

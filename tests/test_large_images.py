@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
 from image_transforms import load_image
-from support import image_files
-from support.copies import copy_picture
+from images import image_files
+from images.pictures import trouble
+from images.resized_copies import copy_picture
 from support.errors import RunError
-from support.pictures import trouble
 from tests.test_image_files import scene
 from tests.test_image_transforms import array, huge_png
 from tests.test_jpeg import encoded

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from image_transforms import load_image
+from images.pictures import check_pictures
 from paths import image_name
 from support.errors import RunError
-from support.pictures import check_pictures
 
 
 def drawn() -> Image.Image:

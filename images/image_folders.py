@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from support.image_files import HEIC_SUFFIXES, suffixes
+from images.image_files import HEIC_SUFFIXES, suffixes
 
 ENDING = re.compile(r"\.\w{1,8}")
 LISTED = 6  # endings of names; rarer ones are counted and not listed

@@ -1,7 +1,7 @@
 """The one rule for all that read an image file: training, copies, `--check`, evaluation, caption.py.
 
 It says which kinds are read, how many pixels an image may have, and that a file which is cut is no image.
-`support.rgb` goes on from there, and says how an opened image becomes upright RGB.
+`images.rgb` goes on from there, and says how an opened image becomes upright RGB.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from support import jpeg
+from images import jpeg
 from support.errors import RunError
 
 if TYPE_CHECKING:

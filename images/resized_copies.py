@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from images.image_files import explained
+from images.pictures import census, decoded, is_cut, picture_files
 from support.errors import RunError, UsageError
 from support.files import Record, naming, require_space
-from support.image_files import explained
 from support.parallel import on_all_cores
-from support.pictures import census, decoded, is_cut, picture_files
 from support.remedies import prepare_command
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"
@@ -123,7 +123,7 @@ def copy_picture(original: Path, folder: Path, size: int) -> str | None:
     """Copies one picture, unless its copy is there; returns why it cannot be read, or None."""
     from PIL import Image
 
-    from support.rgb import to_rgb
+    from images.rgb import to_rgb
 
     copy = folder / original.name
     try:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support import jpeg
+from images import jpeg
+from images.image_files import explained, opened
 from support.errors import RunError
-from support.image_files import explained, opened
 from support.parallel import on_all_cores
 
 if TYPE_CHECKING:

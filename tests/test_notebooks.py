@@ -72,9 +72,9 @@ def test_one_line_turns_a_notebook_to_coco(name, checkout):
         shutil.rmtree(checkout / folder)
         (checkout / f"{folder}_coco").rename(checkout / folder)
     coco = checkout / "data"
-    coco.rename(checkout / "coco")
+    coco.rename(checkout / "data_coco")
     coco.mkdir()
-    (checkout / "coco").rename(coco / "coco")
+    (checkout / "data_coco").rename(coco / "coco")
     assert executed(checkout, name, FOR_COCO[name])
 
 

@@ -25,6 +25,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from coco.processed import load_data_tokenizer, load_split
+from coco.split_file import SplitFile, folder_splits
+from coco.tokenizer import PAD
 from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
 from images.resized_copies import size_for_training
 from paths import image_name, with_copies
@@ -33,13 +36,10 @@ from support import distributed
 from support.errors import RunError, UsageError
 from support.files import Record
 from support.loading import Loader, samples_or_errors
-from support.processed import load_data_tokenizer, load_split
 from support.ragged import Ragged
 from support.randomness import mix, seeded
 from support.remedies import prepare_command
 from support.sampling import EpochSampler, EvaluationSampler, Key, subset_of
-from support.split_file import SplitFile, folder_splits
-from support.tokenizer import PAD
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]

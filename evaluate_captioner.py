@@ -24,6 +24,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioner import Captioner, captioner_from_state
+from coco.processed import load_processed, load_split, open_split_file
+from coco.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
 from coco_loader import ImgFirstDataset, get_coco_loader
 from evaluation_report import write_report
 from paths import chosen, image_name
@@ -34,10 +36,8 @@ from support.calibration import Calibration, calibrated_for, calibration_path, o
 from support.errors import UsageError
 from support.files import require_place, write_json
 from support.metrics import score
-from support.processed import load_processed, load_split, open_split_file
 from support.progress_bars import progress_bar
 from support.scoring import Scoring, choose_scoring
-from support.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
 from transformer_components import BeamSearchOptions
 
 BATCH_SIZE = 64  # pictures decoded at once

@@ -28,17 +28,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from images.pictures import census, check_pictures, is_cut, picture_ids
-from images.resized_copies import make_copies
-from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen, image_name, with_copies
-from support.annotations import digest_of_captions, read_captions
-from support.caption_lists import caption_structures, require_ours, save
-from support.command_line import Parser, copy_size, run, vocabulary_size
-from support.data_root import made_of_folder, make_root, split_of_root
-from support.errors import UsageError
-from support.files import Record, digest, exclusive
-from support.own_options import add_own_options, next_commands, own_data_of, root_of_own
-from support.own_root import (
+from coco.annotations import digest_of_captions, read_captions
+from coco.caption_lists import caption_structures, require_ours, save
+from coco.own_root import (
     images_listed,
     is_own_root,
     require_captions,
@@ -46,8 +38,8 @@ from support.own_root import (
     require_no_broken_links,
     require_no_strangers,
 )
-from support.sources import Source
-from support.tokenizer_choice import (
+from coco.sources import Source
+from coco.tokenizer_choice import (
     COCO_SPLIT,
     is_own_tokenizer,
     keep_own,
@@ -58,6 +50,14 @@ from support.tokenizer_choice import (
     training_split,
     write_ours,
 )
+from images.pictures import census, check_pictures, is_cut, picture_ids
+from images.resized_copies import make_copies
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen, image_name, with_copies
+from support.command_line import Parser, copy_size, run, vocabulary_size
+from support.data_root import made_of_folder, make_root, split_of_root
+from support.errors import UsageError
+from support.files import Record, digest, exclusive
+from support.own_options import add_own_options, next_commands, own_data_of, root_of_own
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org/"  # the well-known host's certificate is not valid
 ARCHIVES = {
@@ -324,7 +324,7 @@ def train_the_tokenizer(where: Where, record: Record, options: argparse.Namespac
     facts |= training_split(where, record, options.split_file or split_of_root(where, record))
     if tokenizer.is_file() and record.agrees("tokenizer", facts | {"file": digest(tokenizer)}):
         return None
-    from support.tokenizer import train_tokenizer
+    from coco.tokenizer import train_tokenizer
 
     captions = training_captions(where, facts.get("split_file"))
     trained = train_tokenizer(captions, facts["vocabulary_size"], facts["keep_accents"])

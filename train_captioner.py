@@ -22,6 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from captioner import Captioner, new_captioner, require_captioner
+from coco.processed import load_data_tokenizer, open_split_file
+from coco.split_file import require_same_split, warn_of_other_split
+from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from coco_loader import CaptionBatch, ImgFirstDataset, get_coco_loader, training_pictures
 from evaluate_captioner import caption_split, require_references, scored, scoring_of
 from image_captioner import ImageEncoder
@@ -36,11 +39,8 @@ from support.errors import UsageError
 from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw
-from support.processed import load_data_tokenizer, open_split_file
 from support.run_lock import RunLock
-from support.split_file import require_same_split, warn_of_other_split
 from support.tensorboard import open_board
-from support.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config, saved_config
 from train_encoder import MaeConfig

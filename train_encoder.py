@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from coco.processed import open_split_file, splits_with_images
+from coco.split_file import require_same_split
 from coco_loader import ImageBatch, get_coco_loader, training_pictures
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
@@ -30,9 +32,7 @@ from support.configuration import bounded, config_to_dict, positive
 from support.files import require_unix
 from support.logbook import epoch_line
 from support.optimizer import adamw
-from support.processed import open_split_file, splits_with_images
 from support.run_lock import RunLock
-from support.split_file import require_same_split
 from support.tensorboard import open_board
 from support.training import Trainer
 from support.training_config import TrainingConfig, run_config, saved_config

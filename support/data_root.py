@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from coco.tokenizer_choice import COCO_SPLIT
 from images.image_files import explained, opened
 from images.pictures import NAME, census
 from support import interrupts
@@ -27,7 +28,6 @@ from support.files import Record, read_json, replacing, require_space
 from support.folder_index import FolderIndex
 from support.own_data import Image, OwnData, read_own_data, report
 from support.progress_bars import progress_bar
-from support.tokenizer_choice import COCO_SPLIT
 
 PART = ".tmp"  # behind the name of a file that is being written
 FOLDERS = ("train", "val", "test", "unlabeled")

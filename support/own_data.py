@@ -14,8 +14,8 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from coco.annotations import LONGEST_CAPTION
 from images.image_files import HEIC_SUFFIXES, suffixes
-from support.annotations import LONGEST_CAPTION
 from support.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
 from support.errors import UsageError
 from support.folder_index import FolderIndex

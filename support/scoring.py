@@ -19,8 +19,8 @@ from unicodedata import category
 
 from tokenizers import Regex, Tokenizer, normalizers
 
+from coco.tokenizer import BLANKS, normalized
 from support.ptb_tokenizer import ptb_tokenize
-from support.tokenizer import BLANKS, normalized
 
 References = Literal["official", "normalized"]
 Unit = Literal["word", "character"]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from captioner import Captioner, captioner_from_state, new_captioner
+from coco.tokenizer import train_tokenizer
 from support import checkpoints
-from support.tokenizer import train_tokenizer
 from tests.training_cases import STACK
 
 # "jogger" and "rower" are too rare to become pieces of their own.

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from coco.annotations import read_captions
+from coco.archives import extract, wanted_members
+from coco.processed import load_processed
+from coco.tokenizer import load_tokenizer, train_tokenizer
 from image_transforms import load_image
 from images.pictures import trouble
 from paths import locations
-from support.annotations import read_captions
-from support.archives import extract, wanted_members
 from support.configuration import load_config
 from support.errors import RunError, UsageError
-from support.processed import load_processed
-from support.tokenizer import load_tokenizer, train_tokenizer
 from tests.checkpoint_cases import in_child
 from tests.training_cases import write_config
 from train_encoder import MaeConfig

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from support import archives
-from support.archives import BadArchiveError, extract, wanted_members
+from coco import archives
+from coco.archives import BadArchiveError, extract, wanted_members
 from support.errors import RunError, UsageError
 
 WANTED = re.compile(r"val2017/[0-9]{12,18}\.jpg")
@@ -145,7 +145,7 @@ def test_killed_extraction_is_completed(tmp_path: Path) -> None:
     }
     archive, folder = make_archive(tmp_path / "val.zip", content), tmp_path / "val2017"
     code = (
-        "import os, re, sys; from pathlib import Path; from support.archives import extract, wanted_members\n"
+        "import os, re, sys; from pathlib import Path; from coco.archives import extract, wanted_members\n"
         "archive = Path(sys.argv[1]); os.nice(5)\n"
         f"extract(archive, wanted_members(archive, re.compile(r'{WANTED.pattern}')), Path(sys.argv[2]))"
     )

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from coco.tokenizer import PAD, load_tokenizer
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset, get_coco_loader
 from image_captioner import build_captioner
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
-from support.tokenizer import PAD, load_tokenizer
 from tests.training_cases import STACK
 from train_captioner import caption_loss
 from transformer_components import StackConfig

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 import coco_loader
 import process_coco
+from coco.split_file import SplitFile, folder_splits
 from coco_loader import get_coco_loader, training_pictures
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from images.resized_copies import copy_folder
@@ -21,7 +22,6 @@ from paths import image_name, with_copies
 from support import checkpoints
 from support.errors import RunError, UsageError
 from support.files import Record
-from support.split_file import SplitFile, folder_splits
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
 
 SIZE = 64

@@ -15,9 +15,10 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from support import connections, downloads, interrupts
-from support.connections import remote_size
-from support.downloads import Pin, download
+from coco import connections, downloads
+from coco.connections import remote_size
+from coco.downloads import Pin, download
+from support import interrupts
 from support.errors import RunError, UsageError
 from support.files import exclusive
 from tests import hostile_server as hostile
@@ -258,9 +259,7 @@ def test_killed_download_is_resumed_by_the_next_process(server: HostileServer, t
         time.sleep(20)
 
     server.script = [stall]
-    code = (
-        "from support.downloads import download, Path; import sys; download(sys.argv[1], Path(sys.argv[2]))"
-    )
+    code = "from coco.downloads import download, Path; import sys; download(sys.argv[1], Path(sys.argv[2]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, server.url, str(tmp_path / "file.zip")],
         cwd=Path(__file__).parent.parent,

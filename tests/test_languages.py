@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 import process_coco
+from coco.tokenizer import losing_accents, normalized, normalizer, parse_tokenizer, train_tokenizer
 from support.caption_statistics import caption_statistics
 from support.errors import UsageError
 from support.ptb_tokenizer import ptb_tokenize
-from support.tokenizer import losing_accents, normalized, normalizer, parse_tokenizer, train_tokenizer
 from tests.language_cases import CAPTIONS, UNSPACED
 
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_captions" / "captions_val2017.json.gz"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import process_coco
+from coco import own_root
 from paths import SPLITS, image_name, locations
 from process_coco import ARCHIVES, main
-from support import own_root
 from support.errors import UsageError
 from support.files import Record
 from tests.test_process_coco import IDS, QuietHandler, annotations, data, jpeg, load, server, source

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 import process_coco
+from coco import connections
+from coco.annotations import read_captions
+from coco.tokenizer import load_tokenizer
 from paths import SPLITS, image_name, locations
 from process_coco import ARCHIVES, main
-from support import connections
-from support.annotations import read_captions
 from support.errors import RunError, UsageError
-from support.tokenizer import load_tokenizer
 
 REPOSITORY = Path(process_coco.__file__).parent
 IDS = {

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from coco.processed import load_processed, splits_with_images
+from coco.tokenizer import load_tokenizer
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
 from support.errors import UsageError
-from support.processed import load_processed, splits_with_images
-from support.tokenizer import load_tokenizer
 
 PAIR = {"caption": [1, 5, 2], "image_id": 7}
 WRONG = {

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from coco.tokenizer import normalized, parse_tokenizer, train_tokenizer
 from evaluation_report import examples
 from support.assessment import assess, lines
 from support.metrics import METRICS, image_statistics, score
 from support.ptb_tokenizer import ptb_tokenize
 from support.report import page
 from support.scoring import OFFICIAL, characters, choose_scoring, mostly_unspaced
-from support.tokenizer import normalized, parse_tokenizer, train_tokenizer
 from tests.captioner_cases import random_captioner
 from tests.language_cases import CAPTIONS, STRIPPED, UNSPACED
 from transformer_components import Hypothesis

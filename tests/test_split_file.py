@@ -10,12 +10,12 @@ import torch
 import evaluate_captioner
 import train_captioner
 import train_encoder
+from coco.processed import load_processed, open_split_file
+from coco.split_file import read_split_file
 from coco_loader import get_coco_loader, load_image
 from image_transforms import EvaluationTransform
 from paths import image_name
 from support.errors import UsageError
-from support.processed import load_processed, open_split_file
-from support.split_file import read_split_file
 from tests.training_cases import ended, train_captions, train_mae, write_config
 
 IN_TRAIN, IN_VAL = [3, 1, 2**31 + 7, 5], [4, 2]

@@ -9,11 +9,11 @@ import pytest
 
 import process_coco
 import train_captioner
-from support.annotations import read_captions
+from coco.annotations import read_captions
+from coco.processed import open_split_file
+from coco.tokenizer import load_tokenizer, train_tokenizer
+from coco.tokenizer_choice import require_tokenizer_of
 from support.errors import UsageError
-from support.processed import open_split_file
-from support.tokenizer import load_tokenizer, train_tokenizer
-from support.tokenizer_choice import require_tokenizer_of
 from tests.conftest import tiny_tokenizer
 from tests.test_split_file import dealt_anew
 from tests.training_cases import ended, train_captions, train_mae, write_config

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from support.errors import UsageError
-from support.tokenizer import (
+from coco.tokenizer import (
     EOS,
     PAD,
     SOS,
@@ -22,6 +21,7 @@ from support.tokenizer import (
     parse_tokenizer,
     train_tokenizer,
 )
+from support.errors import UsageError
 
 CAPTIONS = [
     f"A {size} {colour} {thing} is {place} the {other}."

@@ -12,11 +12,11 @@ from tokenizers import pre_tokenizers
 
 import process_coco
 import train_captioner
+from coco import tokenizer_choice
+from coco.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from process_coco import main
-from support import tokenizer_choice
 from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError
-from support.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tests.conftest import tiny_tokenizer
 from tests.test_process_coco import load, snapshot
 

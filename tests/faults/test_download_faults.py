@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from support import archives, connections
-from support.downloads import Pin, download
+from coco import archives, connections
+from coco.downloads import Pin, download
 from support.errors import RunError, UsageError
 from tests import hostile_server as hostile
 from tests.checkpoint_cases import forked

@@ -3,7 +3,7 @@
 from pathlib import Path
 from re import Pattern
 
-from support.archives import BadArchiveError, extract, wanted_members
+from coco.archives import BadArchiveError, extract, wanted_members
 from support.errors import RunError, UsageError
 from support.files import require_space
 
@@ -32,7 +32,7 @@ class Source:
         if self.is_remote and self._download(name).exists():
             return self._download(name).stat().st_size
         if self.is_remote:
-            from support.connections import remote_size  # here, so that only who downloads waits for requests
+            from coco.connections import remote_size  # here, so that only who downloads waits for requests
 
             return remote_size(self.address + name) or 0
         path = Path(self.address, name)
@@ -97,7 +97,7 @@ class Source:
     def _fetch(self, name: str, pin: tuple[int, str, str] | None) -> Path:
         if not self.is_remote:
             return Path(self.address, name)
-        from support.downloads import Pin, download
+        from coco.downloads import Pin, download
 
         download(self.address + name, self._download(name), Pin(*pin) if pin else None)
         return self._download(name)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from support.annotations import Captions, read_captions
+from coco.annotations import Captions, read_captions
 from support.errors import UsageError
 from support.files import replacing
 
@@ -24,7 +24,7 @@ def caption_structures(split: str, where: Mapping[str, Path], pictures: list[int
     Raises:
         UsageError: no caption is left.
     """
-    from support.tokenizer import load_tokenizer, losing_accents
+    from coco.tokenizer import load_tokenizer, losing_accents
 
     read = read_captions(where[f"{split}_captions"])
     pictures = pictures or read.image_ids

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coco.annotations import digest_of_captions, read_captions
 from images.pictures import picture_ids
-from support.annotations import digest_of_captions, read_captions
 from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError
 from support.files import Record, digest, replacing
 from support.remedies import offline_command
 
 if TYPE_CHECKING:
-    from support.split_file import SplitFile  # which takes torch's time to import
+    from coco.split_file import SplitFile  # which takes torch's time to import
 
 COCO_SPLIT = "coco"  # in a split file's place: COCO's own split
 FOLDERS = ("train", "val")  # of COCO, which split files deal out anew
@@ -57,7 +57,7 @@ def keep_own(tokenizer: Path, record: Record, asked_for: bool) -> None:
         )
     if record.agrees("tokenizer", {"own": digest(tokenizer)}):
         return
-    from support.tokenizer import EOS, SOS, SPECIAL_TOKENS, load_tokenizer
+    from coco.tokenizer import EOS, SOS, SPECIAL_TOKENS, load_tokenizer
 
     try:
         own = load_tokenizer(tokenizer)
@@ -87,7 +87,7 @@ def write_ours(text: str, tokenizer: Path, facts: Facts, record: Record) -> None
 
 def require_split_file(path: Path) -> None:
     """Raises UsageError where a file is no split file, before any work is done."""
-    from support.split_file import listed_ids
+    from coco.split_file import listed_ids
 
     listed_ids(path)
 
@@ -132,7 +132,7 @@ def training_captions(where: Where, split: Facts | None) -> list[str]:
                 f"{where['train_captions']} holds no caption, and the tokenizer is trained on them"
             )
         return captions
-    from support.split_file import read_split_file
+    from coco.split_file import read_split_file
 
     path = Path(split["path"])
     if not path.is_file() or digest(path) != split["sha256"]:
@@ -182,8 +182,8 @@ def require_tokenizer_of(split_file: "SplitFile | None", path: Path | None, path
     Raises:
         UsageError: the tokenizer was trained on another split's training captions.
     """
+    from coco.split_file import split_name
     from support import distributed
-    from support.split_file import split_name
 
     facts = split_file and split_file.facts()
     known = made_from(Record(paths["record"]))

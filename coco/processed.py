@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from coco.annotations import HIGHEST_ID
+from coco.split_file import FOLDERS, SplitFile, read_split_file
+from coco.tokenizer import load_tokenizer
 from images.pictures import picture_ids
 from support import distributed
-from support.annotations import HIGHEST_ID
 from support.errors import UsageError
 from support.files import read_json
 from support.remedies import prepare_command
-from support.split_file import FOLDERS, SplitFile, read_split_file
-from support.tokenizer import load_tokenizer
 
 MOST_TOKENS = 2**31  # tokens are kept in 32 bits
 

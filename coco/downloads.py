@@ -17,8 +17,8 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
+from coco.connections import Again, check_status, chunks_of, open_session, persist, request, whole_number
 from support import interrupts
-from support.connections import Again, check_status, chunks_of, open_session, persist, request, whole_number
 from support.errors import RunError
 from support.files import digest, naming, read_json, sync, write_json
 from support.progress_bars import progress_bar

@@ -1,0 +1,1 @@
+"""COCO's data: fetched, unpacked, read, split, and tokenized."""

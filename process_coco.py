@@ -52,12 +52,12 @@ from coco.tokenizer_choice import (
 )
 from images.pictures import census, check_pictures, is_cut, picture_ids
 from images.resized_copies import make_copies
+from own_data.data_root import made_of_folder, make_root, split_of_root
+from own_data.options import add_own_options, next_commands, own_data_of, root_of_own
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen, image_name, with_copies
 from support.command_line import Parser, copy_size, run, vocabulary_size
-from support.data_root import made_of_folder, make_root, split_of_root
 from support.errors import UsageError
 from support.files import Record, digest, exclusive
-from support.own_options import add_own_options, next_commands, own_data_of, root_of_own
 
 COCO = "https://s3.amazonaws.com/images.cocodataset.org/"  # the well-known host's certificate is not valid
 ARCHIVES = {

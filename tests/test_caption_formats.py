@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from support.caption_formats import read_caption_file, read_split_list
+from own_data.caption_formats import read_caption_file, read_split_list
+from own_data.split_words import split_of_folder, split_of_name
 from support.errors import UsageError
-from support.split_words import split_of_folder, split_of_name
 
 AWKWARD = (
     "A dog runs .",

@@ -14,12 +14,12 @@ import evaluate_captioner
 import process_coco
 import train_captioner
 import train_encoder
+from own_data import data_root
+from own_data.folder_index import FolderIndex
+from own_data.reading import by_hash
 from paths import locations
 from process_coco import main
-from support import data_root
 from support.files import read_json
-from support.folder_index import FolderIndex
-from support.own_data import by_hash
 from tests.training_cases import ended, write_config
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")

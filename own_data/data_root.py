@@ -22,11 +22,11 @@ from typing import Any
 from coco.tokenizer_choice import COCO_SPLIT
 from images.image_files import explained, opened
 from images.pictures import NAME, census
+from own_data.folder_index import FolderIndex
+from own_data.reading import Image, OwnData, read_own_data, report
 from support import interrupts
 from support.errors import UsageError
 from support.files import Record, read_json, replacing, require_space
-from support.folder_index import FolderIndex
-from support.own_data import Image, OwnData, read_own_data, report
 from support.progress_bars import progress_bar
 
 PART = ".tmp"  # behind the name of a file that is being written

@@ -4,9 +4,9 @@ import argparse
 import shlex
 from pathlib import Path
 
+from own_data.reading import OwnData
 from support.command_line import fraction
 from support.errors import UsageError
-from support.own_data import OwnData
 
 KEPT_NAMES = ("", "coco", "sample")  # folders below data/ that are other data sets'
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from own_data.split_words import SPLIT_NAMES, split_of_word
 from support.errors import UsageError
-from support.split_words import SPLIT_NAMES, split_of_word
 
 DELIMITERS = {"\t": "tabs", "|": "bars", ",": "commas", ";": "semicolons"}
 IMAGE_NAME = r"[^\t|,;\"]+\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|jp2)(?:\.\d+)?(?:#\d+)?"

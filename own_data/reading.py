@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from coco.annotations import LONGEST_CAPTION
 from images.image_files import HEIC_SUFFIXES, suffixes
-from support.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
+from own_data.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
+from own_data.folder_index import FolderIndex
+from own_data.split_words import split_of_folder, split_of_name
 from support.errors import UsageError
-from support.folder_index import FolderIndex
-from support.split_words import split_of_folder, split_of_name
 
 MADE_IDS = range(10**14, 10**15)  # ids that are made from names: fifteen digits, exact in a float, too
 CAREFUL = ("test", "val", "train")

@@ -2,7 +2,7 @@
 
     COCO             {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}
     Karpathy's JSON  {"images": [{"filename", "filepath", "split", "sentences": [{"raw"}, ...]}, ...]}
-    rows             tables and JSON objects: see `support.caption_tables`
+    rows             tables and JSON objects: see `own_data.caption_tables`
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 with one; anything else is read as Windows-1252.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_value
+from own_data.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_value
+from own_data.split_words import split_of_name
 from support.errors import UsageError
-from support.split_words import split_of_name
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")  # of files that may hold captions
 OTHERS = re.compile(  # COCO's other annotations, and Flickr8k's captions as word stems

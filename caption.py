@@ -32,10 +32,10 @@ from captioner import load_captioner as load_captioner  # found here, too: it is
 from image_transforms import EvaluationTransform, central_square, load_image
 from images import image_files, image_folders
 from paths import ROOT, chosen, standard
-from support import calibration as calibrations
+from scoring import calibration as calibrations
+from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
 from support import checkpoints, command_line, interrupts
-from support.attention_sheet import PICTURE_SIDE, attention_sheet
-from support.calibration import Calibration, calibrated_for, calibration_path, other_beams
 from support.devices import choose_device
 from support.errors import RunError, UsageError
 from support.files import replacing, require_place

@@ -30,14 +30,15 @@ from coco_loader import ImgFirstDataset, get_coco_loader
 from evaluation_report import write_report
 from paths import chosen, image_name
 from reconstruction import encoder_of
-from support import calibration, checkpoints, command_line, distributed, interrupts
-from support.assessment import assess, lines, with_references
-from support.calibration import Calibration, calibrated_for, calibration_path, other_beams
+from scoring import calibration
+from scoring.assessment import assess, lines, with_references
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
+from scoring.comparison import Scoring, choose_scoring
+from scoring.metrics import score
+from support import checkpoints, command_line, distributed, interrupts
 from support.errors import UsageError
 from support.files import require_place, write_json
-from support.metrics import score
 from support.progress_bars import progress_bar
-from support.scoring import Scoring, choose_scoring
 from transformer_components import BeamSearchOptions
 
 BATCH_SIZE = 64  # pictures decoded at once
@@ -74,7 +75,7 @@ def merged(dicts: tuple[dict, ...]) -> dict:
 
 
 def scoring_of(captioner: Captioner, dataset: ImgFirstDataset, **asked_for: str | None) -> Scoring:
-    """How captions of a data set are compared: by the rules of scoring.py, or as is asked for.
+    """How captions of a data set are compared: by the rules of comparison.py, or as is asked for.
 
     The captions of its whole split decide, so that a share of it is scored as all of it.
     """

@@ -1,6 +1,6 @@
 """What the report of an evaluation shows, chosen and written: reconstructions, best and worst captions.
 
-How the page looks is in `support/report.py`.
+How the page looks is in `scoring/report.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 from captioner import Attention, Captioner
 from image_transforms import EvaluationTransform, load_image
 from reconstruction import reconstructor_from_state
-from support.assessment import with_references
+from scoring.assessment import with_references
+from scoring.comparison import OFFICIAL, Scoring
+from scoring.metrics import image_scores, image_statistics
+from scoring.report import page
 from support.files import replacing
-from support.metrics import image_scores, image_statistics
-from support.report import page
-from support.scoring import OFFICIAL, Scoring
 
 SHOWN_PICTURES = 4  # reconstructed
 SHOWN_SIZE = 320  # pixels, side of a picture that is shown beside its caption

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from support.calibration import (
+from scoring.calibration import (
     BINS,
     Bin,
     Calibration,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from support.assessment import assess, lines
-from support.caption_statistics import caption_statistics, constant_caption, human_captions
-from support.metrics import METRICS, score
+from scoring.assessment import assess, lines
+from scoring.caption_statistics import caption_statistics, constant_caption, human_captions
+from scoring.metrics import METRICS, score
 
 
 def test_captions_are_counted_as_one_would_by_hand():

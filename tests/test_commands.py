@@ -17,10 +17,10 @@ import caption
 import evaluate_captioner
 import train_captioner
 import train_encoder
+from scoring.attention_sheet import attention_sheet
+from scoring.calibration import Calibration
+from scoring.metrics import score
 from support import interrupts
-from support.attention_sheet import attention_sheet
-from support.calibration import Calibration
-from support.metrics import score
 from tests.captioner_cases import random_captioner
 from tests.process_cases import alive, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
@@ -243,7 +243,7 @@ def test_confidence_is_measured_by_evaluation_and_shown_for_the_same_search_only
     assert json.loads(output.out)[0]["confidence"] is None
     assert "evaluate_captioner.py" in output.err
 
-    monkeypatch.setattr("support.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
+    monkeypatch.setattr("scoring.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
     evaluated(paths, checkpoint)
     points = json.loads(checkpoint.with_name("checkpoint1_calibration.json").read_text())
     capsys.readouterr()
@@ -328,7 +328,7 @@ def test_training_calls_a_collapsed_model_that(make_tiny_coco, tmp_path, quick_c
 
 def test_figures_stand_also_where_the_confidence_cannot_be_written(trained, monkeypatch, tmp_path, capsys):
     paths, checkpoint = trained
-    monkeypatch.setattr("support.calibration.FEWEST_IN_BIN", 2)
+    monkeypatch.setattr("scoring.calibration.FEWEST_IN_BIN", 2)
     checkpoint.with_name("checkpoint1_calibration.json").mkdir()
     evaluated(paths, checkpoint, "--out", str(tmp_path / "r.json"))
     output = capsys.readouterr()

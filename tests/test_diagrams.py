@@ -10,7 +10,7 @@ import yaml
 
 from image_captioner import random_masking
 from paths import locations
-from support.markup import Markup, element, joined
+from scoring.markup import Markup, element, joined
 from tests.training_cases import ROOT
 
 FOLDER = ROOT / "writeup_diagrams"

@@ -7,7 +7,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from coco.tokenizer import SOS, words_of
 from image_transforms import central_square, normalize
-from support.attention_sheet import PAPER, RED, attention_sheet, fewest_with, spotlight
+from scoring.attention_sheet import PAPER, RED, attention_sheet, fewest_with, spotlight
 from tests.captioner_cases import random_captioner
 
 BLUE = (20, 60, 200)

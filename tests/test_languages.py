@@ -12,9 +12,9 @@ from tokenizers import normalizers
 
 import process_coco
 from coco.tokenizer import losing_accents, normalized, normalizer, parse_tokenizer, train_tokenizer
-from support.caption_statistics import caption_statistics
+from scoring.caption_statistics import caption_statistics
+from scoring.ptb_tokenizer import ptb_tokenize
 from support.errors import UsageError
-from support.ptb_tokenizer import ptb_tokenize
 from tests.language_cases import CAPTIONS, UNSPACED
 
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_captions" / "captions_val2017.json.gz"

@@ -14,9 +14,8 @@ import pytest
 import torch
 from nltk.translate.bleu_score import corpus_bleu
 
-from support import metrics
-from support.errors import UsageError
-from support.metrics import (
+from scoring import metrics
+from scoring.metrics import (
     METRICS,
     confidence_intervals,
     corpus_scores,
@@ -24,6 +23,7 @@ from support.metrics import (
     image_statistics,
     score,
 )
+from support.errors import UsageError
 
 SHARED = Path(__file__).parents[2] / "shared"
 REFERENCE = SHARED / "reference"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support import ptb_tokenizer
-from support.ptb_tokenizer import ptb_tokenize
+from scoring import ptb_tokenizer
+from scoring.ptb_tokenizer import ptb_tokenize
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "ptb_val2017.json.gz"
 

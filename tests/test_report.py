@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import evaluate_captioner
-from support.assessment import assess, lines
-from support.charts import line_chart, nice_step
-from support.report import page
+from scoring.assessment import assess, lines
+from scoring.charts import line_chart, nice_step
+from scoring.report import page
 from tests.training_cases import train_captions, train_mae, write_config
 
 

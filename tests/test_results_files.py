@@ -13,7 +13,7 @@ from tests.training_cases import state_of, train_captions, train_mae, write_conf
 @pytest.fixture
 def run(make_tiny_coco, tmp_path, monkeypatch):
     """Evaluates a checkpoint with options: what files it wrote beside it, and the metrics."""
-    monkeypatch.setattr("support.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
+    monkeypatch.setattr("scoring.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
     paths = make_tiny_coco(train=6, val=4, unlabeled=0)
     mae = write_config(tmp_path, "mae_config.yaml", splits=["train"])
     train_mae(paths["data"], tmp_path / "out", mae, "--epochs", "1")

@@ -20,8 +20,8 @@ from sample_coco import NEW_PAIRS, draw, invent_scene, write_captions
 from sample_data.illustration import Placed, illustrate
 from sample_data.scenes import FITS, LAYOUTS, MARGIN, Scene, Thing, arrange, inside
 from sample_data.things import COLOURS, THINGS
+from scoring.metrics import score
 from support.errors import RunError, UsageError
-from support.metrics import score
 
 TINY = {"train": 6, "val": 4, "test": 2, "unlabeled": 3}
 

@@ -7,11 +7,11 @@ from PIL import Image
 
 from coco.tokenizer import normalized, parse_tokenizer, train_tokenizer
 from evaluation_report import examples
-from support.assessment import assess, lines
-from support.metrics import METRICS, image_statistics, score
-from support.ptb_tokenizer import ptb_tokenize
-from support.report import page
-from support.scoring import OFFICIAL, characters, choose_scoring, mostly_unspaced
+from scoring.assessment import assess, lines
+from scoring.comparison import OFFICIAL, characters, choose_scoring, mostly_unspaced
+from scoring.metrics import METRICS, image_statistics, score
+from scoring.ptb_tokenizer import ptb_tokenize
+from scoring.report import page
 from tests.captioner_cases import random_captioner
 from tests.language_cases import CAPTIONS, STRIPPED, UNSPACED
 from transformer_components import Hypothesis

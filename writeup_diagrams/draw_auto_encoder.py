@@ -12,7 +12,7 @@ import torch
 from sheet import HERE, arrow, box, element, scenes, text, write
 
 from image_captioner import random_masking
-from support.markup import Markup
+from scoring.markup import Markup
 
 SIDE = 3  # patches, so N = 9
 SEEDS = (8, 9)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sheet import HERE, arrow, box, element, labelled_box, scenes, text, write
 
-from support.markup import Markup
+from scoring.markup import Markup
 
 WORDS = ("<SOS>", "a", "house", "beside", "a", "tree", "<EOS>")
 LEFT, LEFT_WIDTH = 20, 240  # the encoder's column

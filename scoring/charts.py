@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from support.markup import Markup, element
+from scoring.markup import Markup, element
 
 WIDTH, HEIGHT = 360, 220  # of the drawing, in its own units; it is as wide as the page lets it be
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 48, 28  # room for ticks and titles

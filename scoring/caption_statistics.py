@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from support.ptb_tokenizer import MARKS, ptb_tokenize
+from scoring.ptb_tokenizer import MARKS, ptb_tokenize
 
 # A model that has collapsed says nearly the same of every picture, and its BLEU can still be 5 to 20.  The
 # caption decoder has then learned how people write and does not look at the picture.

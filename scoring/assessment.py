@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from support.calibration import calibrate, calibration_error, chance_error, foretold, reliability
-from support.caption_statistics import CaptionStatistics, caption_statistics, constant_caption, human_captions
-from support.metrics import (
+from scoring.calibration import calibrate, calibration_error, chance_error, foretold, reliability
+from scoring.caption_statistics import CaptionStatistics, caption_statistics, constant_caption, human_captions
+from scoring.comparison import OFFICIAL, Scoring
+from scoring.metrics import (
     METRICS,
     ImageStatistics,
     confidence_intervals,
@@ -18,7 +19,6 @@ from support.metrics import (
     image_statistics,
     score,
 )
-from support.scoring import OFFICIAL, Scoring
 
 
 def with_references(references: Mapping[int, list[str]]) -> dict[int, list[str]]:

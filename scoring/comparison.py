@@ -20,7 +20,7 @@ from unicodedata import category
 from tokenizers import Regex, Tokenizer, normalizers
 
 from coco.tokenizer import BLANKS, normalized
-from support.ptb_tokenizer import ptb_tokenize
+from scoring.ptb_tokenizer import ptb_tokenize
 
 References = Literal["official", "normalized"]
 Unit = Literal["word", "character"]

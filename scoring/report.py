@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from support.assessment import varied
-from support.attention_sheet import spotlight
-from support.charts import line_chart
-from support.markup import Markup, element, joined
+from scoring.assessment import varied
+from scoring.attention_sheet import spotlight
+from scoring.charts import line_chart
+from scoring.markup import Markup, element, joined
 
 WORD_SIZE = 128  # pixels, side of the picture of a word's attention
 EXPLANATION = (

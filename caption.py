@@ -35,10 +35,11 @@ from paths import ROOT, chosen, standard
 from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
 from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
-from support import checkpoints, command_line, interrupts
+from support import command_line, interrupts
 from support.devices import choose_device
 from support.errors import RunError, UsageError
 from support.files import replacing, require_place
+from training import checkpoints
 from transformer_components import Hypothesis
 
 BATCH_SIZE = 16  # pictures captioned at once

@@ -20,10 +20,11 @@ from tokenizers import Tokenizer
 from coco.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
 from image_captioner import build_captioner
 from image_transforms import EvaluationTransform, normalize
-from support import checkpoints, command_line, interrupts
+from support import command_line, interrupts
 from support.configuration import at_least, bounded, config_from_dict, positive
-from support.contents import require_weights
 from support.devices import autocast, decoding_precision
+from training import checkpoints
+from training.contents import require_weights
 from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
 
 JOINERS = "\u200c\u200d"  # of zero width; Persian and the scripts of India write words with them

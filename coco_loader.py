@@ -35,11 +35,11 @@ from paths import paths as default_paths
 from support import distributed
 from support.errors import RunError, UsageError
 from support.files import Record
-from support.loading import Loader, samples_or_errors
-from support.ragged import Ragged
-from support.randomness import mix, seeded
 from support.remedies import prepare_command
-from support.sampling import EpochSampler, EvaluationSampler, Key, subset_of
+from training.loading import Loader, samples_or_errors
+from training.ragged import Ragged
+from training.randomness import mix, seeded
+from training.sampling import EpochSampler, EvaluationSampler, Key, subset_of
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]
@@ -423,7 +423,7 @@ def get_coco_loader(
         rank: this process, 0 to world_size - 1.
         world_size: number of processes that share the samples.
         accumulation: micro-batches into which each rank's share of a batch is cut.
-        length_buckets: shuffled batches hold captions of like length, see `support.sampling.bucketed`.
+        length_buckets: shuffled batches hold captions of like length, see `training.sampling.bucketed`.
         skip_unreadable: leave samples whose pictures cannot be read out of their batches, which say so in
             `unreadable`; else such a picture is an error.  For training only: a split is scored whole.
         timeout: seconds without a sample before that is an error, of the configuration, if there is one.

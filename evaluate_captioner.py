@@ -35,10 +35,11 @@ from scoring.assessment import assess, lines, with_references
 from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
 from scoring.comparison import Scoring, choose_scoring
 from scoring.metrics import score
-from support import checkpoints, command_line, distributed, interrupts
+from support import command_line, distributed, interrupts
 from support.errors import UsageError
 from support.files import require_place, write_json
 from support.progress_bars import progress_bar
+from training import checkpoints
 from transformer_components import BeamSearchOptions
 
 BATCH_SIZE = 64  # pictures decoded at once

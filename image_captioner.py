@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from support.devices import without_autocast
-from support.randomness import hashed_noise
+from training.randomness import hashed_noise
 from transformer_components import (
     DecoderCache,
     Linear,

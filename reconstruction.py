@@ -22,9 +22,9 @@ from image_captioner import (
     unpatchify,
 )
 from image_transforms import EvaluationTransform, denormalize, normalize
-from support.checkpoints import existing, load_named
 from support.configuration import bounded, config_from_dict, positive
-from support.contents import require_weights
+from training.checkpoints import existing, load_named
+from training.contents import require_weights
 from transformer_components import StackConfig, evaluating
 
 

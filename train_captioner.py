@@ -33,17 +33,17 @@ from images.resized_copies import described
 from paths import chosen, image_name
 from reconstruction import require_auto_encoder
 from scoring.caption_statistics import caption_statistics
-from support import checkpoints, command_line, devices, distributed
+from support import command_line, devices, distributed
 from support.configuration import at_least, bounded, config_to_dict, load_config, positive
 from support.errors import UsageError
 from support.files import require_unix
-from support.logbook import epoch_line
-from support.optimizer import adamw
-from support.run_lock import RunLock
-from support.tensorboard import open_board
-from support.training import Trainer
-from support.training_config import TrainingConfig, run_config, saved_config
 from train_encoder import MaeConfig
+from training import checkpoints
+from training.config import TrainingConfig, run_config, saved_config
+from training.epoch_log import epoch_line, open_board
+from training.loop import Trainer
+from training.optimizer import adamw
+from training.run_lock import RunLock
 from transformer_components import StackConfig, TransformerEncoderDecoder
 
 MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings")  # what a resume must keep

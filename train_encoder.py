@@ -27,15 +27,15 @@ from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from images.resized_copies import described
 from paths import chosen
 from reconstruction import Reconstruction, Reconstructor, require_auto_encoder
-from support import checkpoints, command_line, devices, distributed
+from support import command_line, devices, distributed
 from support.configuration import bounded, config_to_dict, positive
 from support.files import require_unix
-from support.logbook import epoch_line
-from support.optimizer import adamw
-from support.run_lock import RunLock
-from support.tensorboard import open_board
-from support.training import Trainer
-from support.training_config import TrainingConfig, run_config, saved_config
+from training import checkpoints
+from training.config import TrainingConfig, run_config, saved_config
+from training.epoch_log import epoch_line, open_board
+from training.loop import Trainer
+from training.optimizer import adamw
+from training.run_lock import RunLock
 from transformer_components import StackConfig
 
 MODEL_KEYS = (

@@ -16,12 +16,12 @@ from benchmarks.peers import huggingface, original
 from coco_loader import CaptionBatch, ImageBatch
 from image_captioner import ImageAutoEncoder, build_captioner
 from support import distributed
-from support.optimizer import adamw
-from support.sampling import MicroBatch
-from support.step import LossFunction, Stepper
-from support.training_config import TrainingConfig
 from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
 from train_encoder import MaeConfig, reconstruction_loss
+from training.config import TrainingConfig
+from training.optimizer import adamw
+from training.sampling import MicroBatch
+from training.step import LossFunction, Stepper
 
 CAPTIONS = 5  # of each image
 

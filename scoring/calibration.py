@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-from support.checkpoints import digest
 from support.files import read_json, write_json
+from training.checkpoints import digest
 from transformer_components import BeamSearchOptions
 
 BINS = 10  # at most

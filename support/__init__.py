@@ -1,1 +1,1 @@
-"""Machinery with no opinion on captions: one subject a file, nothing imported from the top level."""
+"""What every script uses and no subject owns: options, files, errors, signals, processes, devices."""

@@ -7,8 +7,8 @@ import torch
 
 from captioner import Captioner, captioner_from_state, new_captioner
 from coco.tokenizer import train_tokenizer
-from support import checkpoints
 from tests.training_cases import STACK
+from training import checkpoints
 
 # "jogger" and "rower" are too rare to become pieces of their own.
 TEXTS = ["a dog runs on a road.", "a cat sits on a red mat, near a dog."] * 8 + ["a jogger", "a rower"]

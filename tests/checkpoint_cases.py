@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from support import checkpoints
+from training import checkpoints
 
 
 def state_of(epoch: int, step: int = 0, elements: int = 3000) -> dict[str, Any]:

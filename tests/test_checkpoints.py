@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import checkpoints
 from support.errors import RunError, UsageError
 from tests.checkpoint_cases import damage, disk_of, hostile, is_state, killed, sealed, state_of
+from training import checkpoints
 
 NAN = float("nan")
 

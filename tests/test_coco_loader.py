@@ -28,8 +28,8 @@ from coco_loader import (
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from paths import image_name
 from support.errors import RunError, UsageError
-from support.loading import Loader, samples_or_errors
-from support.sampling import EvaluationSampler
+from training.loading import Loader, samples_or_errors
+from training.sampling import EvaluationSampler
 
 EVALUATION, TRAINING = EvaluationTransform(16), TrainingTransform(16)
 MODES = ({"mode": "image_first"}, {"mode": "image_only"})

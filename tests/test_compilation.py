@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from support import checkpoints, network
 from tests.training_cases import STACK, state_of, train_captions, train_mae, write_config
+from training import checkpoints, network
 from transformer_components import Linear
 
 ONE_LAYER = STACK | {"num_layers": 1}  # a graph takes a second to compile

@@ -19,10 +19,10 @@ from coco_loader import get_coco_loader, training_pictures
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from images.resized_copies import copy_folder
 from paths import image_name, with_copies
-from support import checkpoints
 from support.errors import RunError, UsageError
 from support.files import Record
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
+from training import checkpoints
 
 SIZE = 64
 

@@ -10,11 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import caption
 import evaluate_captioner
 from captioner import load_captioner
-from support import checkpoints, devices, distributed
+from support import devices, distributed
 from support.devices import choose_device, choose_precision, decoding_precision
 from support.errors import UsageError
 from tests.captioner_cases import random_captioner
 from tests.training_cases import train_captions, train_mae, write_config
+from training import checkpoints
 from transformer_components import BeamSearchOptions, MultiHeadAttention
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))

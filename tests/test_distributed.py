@@ -15,12 +15,12 @@ from coco_loader import get_coco_loader
 from image_captioner import ImageAutoEncoder, build_captioner
 from image_transforms import TrainingTransform
 from support.configuration import load_config
-from support.optimizer import adamw
-from support.step import Stepper
 from tests.process_cases import TORCHRUN
 from tests.training_cases import ROOT, STACK, state_of, train_captions, train_mae, write_config
 from train_captioner import CaptionerConfig, caption_loss
 from train_encoder import MaeConfig, reconstruction_loss
+from training.optimizer import adamw
+from training.step import Stepper
 
 
 def torchrun(script: str, *options: object) -> None:

@@ -5,10 +5,11 @@ import torch
 
 import train_captioner
 import train_encoder
-from support import checkpoints, interrupts
+from support import interrupts
 from support.errors import RunError
-from support.training import Trainer
 from tests.training_cases import ONE_LAYER, assert_same, record_steps, stage_runner, state_of
+from training import checkpoints
+from training.loop import Trainer
 
 STEPS = {"encoder": 3, "captioner": 9}  # of an epoch
 FAILURES = {

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from support import checkpoints, files
+from support import files
 from support.errors import RunError
+from training import checkpoints
 
 
 def refuse(monkeypatch, number: int, folders_only: bool = False) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from image_captioner import ImageEncoder
-from support import gradient_check
 from support.errors import RunError
-from support.gradient_check import gradients_arrive
-from support.step import Stepper
-from support.training import Trainer
 from tests.training_cases import STACK, assert_same, state_of, train_captions, train_mae, write_config
+from training import gradient_check
+from training.gradient_check import gradients_arrive
+from training.loop import Trainer
+from training.step import Stepper
 
 FIRST = r"encoder\.transformer\.layers\.1\.self_attention\.query_projection\.weight"  # that gets unfrozen
 

@@ -19,10 +19,10 @@ import train_captioner
 import train_encoder
 from captioner import captioner_from_state
 from reconstruction import reconstructor_from_state
-from support import checkpoints
 from support.errors import UsageError
 from tests.checkpoint_cases import hostile, saved, sealed
 from tests.training_cases import STACK, ended, train_captions, train_mae, write_config
+from training import checkpoints
 
 REMOVED = object()
 PARTS = ("config", "model", "optimizer", "scaler", "progress", "samples")

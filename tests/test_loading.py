@@ -16,12 +16,13 @@ import coco_loader
 import train_encoder
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
-from support import checkpoints, distributed, interrupts, loading, shared_memory
+from support import distributed, interrupts, shared_memory
 from support.errors import RunError
-from support.loading import Loader, samples_or_errors
-from support.sampling import EvaluationSampler
 from tests.process_cases import alive, end, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import ROOT, ended, train_mae, write_config
+from training import checkpoints, loading
+from training.loading import Loader, samples_or_errors
+from training.sampling import EvaluationSampler
 
 EVALUATION = EvaluationTransform(16)
 
@@ -275,8 +276,8 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 from support import command_line
-from support.loading import Loader, samples_or_errors
-from support.sampling import EvaluationSampler
+from training.loading import Loader, samples_or_errors
+from training.sampling import EvaluationSampler
 
 class Large(torch.utils.data.Dataset):
     def __getitem__(self, key):

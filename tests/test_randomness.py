@@ -2,7 +2,7 @@
 
 import torch
 
-from support.randomness import GOLDEN, MASK64, hashed_noise, mix, permutation, seeded
+from training.randomness import GOLDEN, MASK64, hashed_noise, mix, permutation, seeded
 
 
 def splitmix64(state: int) -> int:

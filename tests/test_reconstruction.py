@@ -9,10 +9,10 @@ from image_captioner import patchify, random_masking
 from image_transforms import EvaluationTransform, load_image, normalize
 from paths import image_name
 from reconstruction import Reconstructor, clearest_hidden_patch, reconstructor_from_state
-from support import checkpoints
 from support.errors import UsageError
 from tests.captioner_cases import random_captioner
 from tests.training_cases import train_mae, write_config
+from training import checkpoints
 
 
 class Oracle(nn.Module):

@@ -12,9 +12,9 @@ import train_encoder
 from support import interrupts
 from support.configuration import config_to_dict
 from support.errors import RunError, UsageError
-from support.step import Stepper
-from support.training import Trainer
 from tests.training_cases import ONE_LAYER, STACK, record_steps, stage_runner, state_of
+from training.loop import Trainer
+from training.step import Stepper
 
 CONFIGS = {"encoder": train_encoder.MaeConfig, "captioner": train_captioner.CaptionerConfig}
 

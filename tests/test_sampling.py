@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.ragged import Ragged
-from support.randomness import mix
-from support.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, EvaluationSampler, subset_of
+from training.ragged import Ragged
+from training.randomness import mix
+from training.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, EvaluationSampler, subset_of
 
 
 def epoch_of(sampler: EpochSampler, epoch: int, start_step: int = 0) -> list:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.schedule import learning_rate_factor
+from training.optimizer import learning_rate_factor
 
 STEPS = 7  # of an epoch
 SETTINGS = {

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-import support.step
+import training.step
 from support.errors import RunError
-from support.step import Stepper
 from tests.training_cases import ONE_LAYER, stage_runner, state_of
+from training.step import Stepper
 
 PATCHES = {"image_size": 64, "patch_size": 4}  # 192 of 256 patches are masked: a sum as large as a real one
 
@@ -65,7 +65,7 @@ def test_a_step_without_a_readable_image_moves_nothing(run, paths, stage, tmp_pa
 @pytest.fixture
 def float16(monkeypatch):
     """Lets the scripts train in float16 on a CPU, where torch can and the project does not."""
-    monkeypatch.setattr(support.step, "choose_precision", lambda name, device: torch.float16)
+    monkeypatch.setattr(training.step, "choose_precision", lambda name, device: torch.float16)
 
 
 @pytest.mark.parametrize("stage", ["encoder", "captioner"])
@@ -80,7 +80,7 @@ def test_float16_skips_no_step_at_the_start(run, float16, stage, tmp_path, capsy
 def test_an_overflow_is_no_bad_step_while_a_smaller_loss_scale_can_mend_it(
     run, float16, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(support.step, "INITIAL_LOSS_SCALE", 2.0**30)
+    monkeypatch.setattr(training.step, "INITIAL_LOSS_SCALE", 2.0**30)
     run("encoder", "out", "--epochs", "4", batch_size=1, max_bad_steps=1)
     state = state_of(tmp_path / "out", "encoder")
     assert state["progress"]["history"][0]["skipped_steps"] >= 8

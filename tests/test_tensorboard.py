@@ -7,8 +7,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.errors import UsageError
-from support.tensorboard import Board
 from tests.training_cases import ROOT, state_of, train_captions, train_mae, write_config
+from training.epoch_log import Board
 
 
 @pytest.fixture

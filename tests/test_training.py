@@ -12,12 +12,9 @@ import train_encoder
 from coco_loader import get_coco_loader
 from image_captioner import ImageAutoEncoder
 from image_transforms import TrainingTransform
-from support import checkpoints, interrupts
+from support import interrupts
 from support.configuration import config_from_dict
 from support.errors import RunError, UsageError
-from support.schedule import learning_rate_factor
-from support.step import Stepper
-from support.training import Trainer
 from tests.training_cases import (
     STACK,
     assert_same,
@@ -27,6 +24,10 @@ from tests.training_cases import (
     train_mae,
     write_config,
 )
+from training import checkpoints
+from training.loop import Trainer
+from training.optimizer import learning_rate_factor
+from training.step import Stepper
 
 
 @pytest.fixture

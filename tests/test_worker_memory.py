@@ -11,8 +11,8 @@ from torch import Tensor
 import coco_loader
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset
 from image_transforms import EvaluationTransform
-from support.loading import Loader
-from support.sampling import EvaluationSampler
+from training.loading import Loader
+from training.sampling import EvaluationSampler
 
 CAPTIONS, TOKENS = 8_000, 96  # long ones, as it is the tokens that count
 WARM_UP = 5  # batches, until a worker has what it needs to make any

@@ -10,9 +10,10 @@ import yaml
 
 import train_captioner
 import train_encoder
-from support import checkpoints, command_line, interrupts
-from support.step import Report
-from support.training import Queued, Trainer
+from support import command_line, interrupts
+from training import checkpoints
+from training.loop import Queued, Trainer
+from training.step import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted({file.parent.name for file in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"})

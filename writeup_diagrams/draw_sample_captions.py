@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from captioner import captioner_from_state
 from paths import locations
 from scoring.attention_sheet import wrapped
-from support import checkpoints
+from training import checkpoints
 
 HERE = Path(__file__).resolve().parent
 COLUMNS, ROWS = 3, 2  # pictures in order of their ids: none is chosen

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from support import checkpoints
 from support.errors import RunError, UsageError
 from tests.checkpoint_cases import (
     archive_of,
@@ -24,6 +23,7 @@ from tests.checkpoint_cases import (
     sealed,
     state_of,
 )
+from training import checkpoints
 
 pytestmark = pytest.mark.timeout(600)
 HISTORY = [{"epoch": epoch, "bleu4": bleu} for epoch, bleu in enumerate((0.1, 0.3, 0.2, 0.2, 0.2, 0.1), 1)]

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from support import checkpoints
-from support.training import Trainer
-from support.training_config import in_mid_epoch
 from tests.process_cases import alive, end, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import assert_same, state_of, train_captions, train_mae, write_config
+from training import checkpoints
+from training.config import in_mid_epoch
+from training.loop import Trainer
 
 pytestmark = pytest.mark.timeout(1500)
 KILLS = 50

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from support.randomness import hashed_noise, mix, permutation
+from training.randomness import hashed_noise, mix, permutation
 
 BATCHES_SORTED_TOGETHER = 100  # the more, the less padding, and the more alike the captions of a batch
 

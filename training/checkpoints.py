@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from support.contents import require_parts
 from support.errors import RunError, UsageError
 from support.files import sync, sync_folder
+from training.contents import require_parts
 
 SCHEMA = 1
 STAGES = ("encoder", "captioner")

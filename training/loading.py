@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from support import distributed, interrupts, shared_memory
 from support.errors import RunError
-from support.patience import LOOK_EVERY, Patience
+from training.patience import LOOK_EVERY, Patience
 
 LINUX = hasattr(os, "sched_getaffinity")
 LOADING_TIMEOUT = 60.0  # seconds without a sample, where no configuration says

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from support import distributed, interrupts
 from support.devices import autocast, choose_precision
-from support.gradient_check import gradients_arrive
-from support.sampling import MicroBatch
-from support.schedule import learning_rate_factor
-from support.training_config import TrainingConfig
+from training.config import TrainingConfig
+from training.gradient_check import gradients_arrive
+from training.optimizer import learning_rate_factor
+from training.sampling import MicroBatch
 
 # loss_fn(batch) -> (mean_loss, weight), both 0-dimensional and on the device
 LossFunction = Callable[[NamedTuple], tuple[Tensor, Tensor]]

@@ -1,4 +1,6 @@
-"""A run's curves, pictures and captions for TensorBoard, where `--tensorboard` asks for them.
+"""What a run tells: each epoch as a line, as JSON for programs (`log.jsonl`), and for TensorBoard.
+
+`--tensorboard` adds curves, pictures and captions:
 
     tensorboard --logdir checkpoints
 
@@ -6,6 +8,7 @@ Event files lie in `tensorboard/` beside the checkpoints.  All is written at the
 run knows anyway, and nothing of TensorBoard is imported without the flag.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 
 from support.errors import UsageError
+from support.files import replacing
 
 TAGS = {  # what an epoch's figures are called
     "train_loss": "loss/train",
@@ -26,6 +30,48 @@ TAGS = {  # what an epoch's figures are called
     "samples_per_second": "speed/{unit} per second",
     "unreadable_samples": "steps/unreadable samples",
 }
+
+
+def write_log(path: Path, history: list[dict[str, Any]]) -> None:
+    """Writes the history, one JSON object a line.
+
+    The whole file is written anew and renamed into place: after a resume from an earlier checkpoint it holds
+    that run's epochs and no others.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(
+            "".join(json.dumps(_finite(entry)) + "\n" for entry in history), encoding="utf-8"
+        )
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with null for NaN and infinity, which JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }
+
+
+def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
+    """One epoch: `epoch  3/12 | train 1.2345 | val 1.3456 | BLEU-4 61.20 | ... | 245 pairs/s, 80 s`.
+
+    Args:
+        entry: the epoch's, as the log has it.
+        total_epochs: of the schedule.
+        unit: what a sample is, "images" or "pairs" of an image and a caption.
+    """
+    parts = [f"epoch {entry['epoch']:3d}/{total_epochs}"]
+    parts.append(f"train {entry['train_loss']:.4f}")
+    parts.append(f"val {entry['val_loss']:.4f}")
+    if entry.get("bleu4") is not None:
+        parts.append(f"BLEU-4 {100 * entry['bleu4']:.2f}")
+    parts.append(f"rate {entry['learning_rate']:.1e}")
+    parts.append(f"{entry['samples_per_second']:.0f} {unit}/s, {entry['seconds']:.0f} s")
+    if entry["skipped_steps"]:
+        parts.append(f"{entry['skipped_steps']} steps skipped")
+    if entry["unreadable_samples"]:
+        parts.append(f"{entry['unreadable_samples']} samples unreadable")
+    return " | ".join(parts)
 
 
 def open_board(folder: Path, resume: Mapping[str, Any] | None) -> "Board":

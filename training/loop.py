@@ -9,7 +9,7 @@ step.  Training and validation call the same `loss_fn`, and every reported loss 
 or tokens, not a mean of batch means.
 
 Where a run stands is one object, `Progress`.  Everything random is a pure function of the seed and of that
-position (support/randomness.py), so a run that goes on from a checkpoint equals one that never stopped.
+position (training/randomness.py), so a run that goes on from a checkpoint equals one that never stopped.
 """
 
 import math
@@ -29,19 +29,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from support import checkpoints, distributed, interrupts
-from support.contents import restoring
+from support import distributed, interrupts
 from support.devices import autocast
 from support.errors import RunError, UsageError
-from support.logbook import write_log
-from support.network import wrap
-from support.optimizer import restore_moments
-from support.progress import Progress
 from support.progress_bars import progress_bar
-from support.randomness import mix
 from support.remedies import check_command
-from support.step import LossFunction, PendingReport, Report, Stepper, to_device
-from support.training_config import TrainingConfig, in_mid_epoch
+from training import checkpoints
+from training.config import TrainingConfig, in_mid_epoch
+from training.contents import restoring
+from training.epoch_log import write_log
+from training.network import wrap
+from training.optimizer import restore_moments
+from training.progress import Progress
+from training.randomness import mix
+from training.step import LossFunction, PendingReport, Report, Stepper, to_device
 
 
 class Queued(NamedTuple):

@@ -1,0 +1,1 @@
+"""A training run: its configuration, loop, steps, sampling and loading, checkpoints and log."""

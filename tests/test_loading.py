@@ -63,7 +63,7 @@ def numbers(work: Callable[[int], object], timeout: float | None = 60, batch_siz
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(8, 1, 5), (8, 4, 2), (8, 3, 2), (2, 8, 1)])
 def test_the_processes_of_a_machine_divide_its_cores(monkeypatch, cores, processes, workers):
-    """Three pools of eight workers for each of eight processes were 192 (issue 10)."""
+    """Three pools of eight workers for each of eight processes were 192."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(distributed, "local_world_size", lambda: processes)
@@ -113,7 +113,7 @@ def test_an_error_while_a_batch_is_used_ends_the_workers(tiny_coco, two_cores):
 
 
 def test_samples_that_come_slowly_are_waited_for_with_one_note(quick_looks, capsys):
-    """A run ended 50 s after the last batch, although samples kept coming (issue 10)."""
+    """A run ended 50 s after the last batch, although samples kept coming."""
     loader = numbers(lambda _: time.sleep(0.2), timeout=0.5)
     assert [batch.tolist() for (batch,) in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     message = capsys.readouterr().err
@@ -167,7 +167,7 @@ command_line.run(train_encoder.main)
 
 
 def test_a_signal_is_obeyed_while_a_batch_is_awaited(make_tiny_coco, tmp_path):
-    """SIGTERM was obeyed after 30 s, not with 143 and the run unsaved (issue 10)."""
+    """SIGTERM was obeyed after 30 s, not with 143 and the run unsaved."""
     paths = make_tiny_coco(train=20, val=2, unlabeled=1)
     config = write_config(tmp_path, "mae_config.yaml", batch_size=2, num_workers=1, checkpoint_minutes=1e-4)
     script, out = tmp_path / "hanging.py", tmp_path / "out"
@@ -257,7 +257,7 @@ def test_a_training_looks_for_room_before_its_first_step(tiny_coco, tmp_path, mo
 
 @pytest.mark.parametrize("trouble", ["no room", "bus error"])
 def test_a_worker_without_room_is_one_line_with_the_way_out(monkeypatch, capfd, trouble):
-    """Tracebacks of the workers, and 50 s later "DataLoader timed out" (issue 10)."""
+    """Tracebacks of the workers, and 50 s later "DataLoader timed out"."""
     no_room = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
 
     def fail(_: object) -> None:

@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch) -> Path:
     ],
 )
 def test_a_tilde_is_the_home_folder(home, words, place):
-    """A folder called `~` was made in the working directory (issue 10)."""
+    """A folder called `~` was made in the working directory."""
     parser = Parser()
     parser.add_argument("--out")
     assert parser.parse_args(words).out == place.format(home=home)
@@ -79,7 +79,7 @@ for script, *words in json.loads(sys.argv[1]):
 
 
 def test_windows_captions_and_evaluates_and_is_told_what_it_cannot(make_tiny_coco, tmp_path):
-    """`import fcntl` ended every script on Windows, caption.py too (issue 10)."""
+    """`import fcntl` ended every script on Windows, caption.py too."""
     paths = make_tiny_coco(train=2, val=2, unlabeled=1)
     out, config = tmp_path / "out", write_config(tmp_path, "captioner_config.yaml")
     train_mae(paths["data"], out, write_config(tmp_path, "mae_config.yaml"), "--epochs", "1")

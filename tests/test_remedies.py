@@ -110,7 +110,7 @@ def test_a_training_before_its_data_names_the_root_it_was_given(tmp_path, monkey
 
 @pytest.mark.parametrize("how", ["--sample", "stamp"])
 def test_a_training_before_the_sample_draws_the_sample(tmp_path, monkeypatch, capsys, how):
-    """`process_coco.py --data data/sample` was advised, which fetches COCO's 47 GB (issue 10)."""
+    """`process_coco.py --data data/sample` was advised, which fetches COCO's 47 GB."""
     monkeypatch.setattr(sample_coco, "SIZES", {"train": 6, "val": 2, "test": 1, "unlabeled": 2})
     data = tmp_path / "sample"
     arguments = ["--data", data, "--out", tmp_path / "out", "--epochs", 1]

@@ -32,7 +32,7 @@ class Source:
         if self.is_remote and self._download(name).exists():
             return self._download(name).stat().st_size
         if self.is_remote:
-            from coco.connections import remote_size  # here, so that only who downloads waits for requests
+            from coco.downloads import remote_size  # here, so that only who downloads waits for requests
 
             return remote_size(self.address + name) or 0
         path = Path(self.address, name)

@@ -15,9 +15,8 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from coco import connections, downloads
-from coco.connections import remote_size
-from coco.downloads import Pin, download
+from coco import downloads
+from coco.downloads import Pin, download, remote_size
 from support import interrupts
 from support.errors import RunError, UsageError
 from support.files import exclusive
@@ -41,8 +40,8 @@ def server() -> Iterator[HostileServer]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Small chunks, and waits that are noted instead of waited."""
     noted: list[float] = []
-    monkeypatch.setattr(connections, "CHUNK", CHUNK)
-    monkeypatch.setattr(connections, "_sleep", noted.append)
+    monkeypatch.setattr(downloads, "CHUNK", CHUNK)
+    monkeypatch.setattr(downloads, "_sleep", noted.append)
     return noted
 
 
@@ -176,7 +175,7 @@ def test_web_page_is_refused_and_costs_nothing(server: HostileServer, tmp_path: 
 def test_retries_are_bounded_back_off_and_keep_what_came(
     server: HostileServer, tmp_path: Path, waits: list[float]
 ) -> None:
-    server.script = [cut_after(40_000)] + [hostile.hang_up] * connections.TRIES
+    server.script = [cut_after(40_000)] + [hostile.hang_up] * downloads.TRIES
     with pytest.raises(RunError, match="run this again to go on"):
         download(server.url, tmp_path / "file.zip")
     assert waits == [1, 2, 4, 8, 16]
@@ -230,7 +229,7 @@ def test_redirect_from_https_to_http_is_refused(server: HostileServer, tmp_path:
             response.raw = type("Empty", (), {"read": lambda *_, **__: b"", "close": lambda _: None})()
             return response
 
-    session = connections.open_session("https://coco.example/")
+    session = downloads.open_session("https://coco.example/")
     session.mount("https://", Redirecting())
     monkeypatch.setattr(downloads, "open_session", lambda _: session)
     with pytest.raises(RunError, match="from https to http"):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import process_coco
-from coco import connections
+from coco import downloads
 from coco.annotations import read_captions
 from coco.tokenizer import load_tokenizer
 from paths import SPLITS, image_name, locations
@@ -77,7 +77,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of Python's own file server over the archives; `server_log` has what it was asked."""
-    monkeypatch.setattr(connections, "_sleep", lambda _: None)
+    monkeypatch.setattr(downloads, "_sleep", lambda _: None)
     handler = functools.partial(QuietHandler, directory=str(source))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()

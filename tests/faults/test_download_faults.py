@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coco import archives, connections
+from coco import archives, downloads
 from coco.downloads import Pin, download
 from support.errors import RunError, UsageError
 from tests import hostile_server as hostile
@@ -33,8 +33,8 @@ WASTEFUL = [hostile.wrong_offset, hostile.too_much, hostile.change, hostile.shri
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileServer]:
-    monkeypatch.setattr(connections, "CHUNK", CHUNK)
-    monkeypatch.setattr(connections, "_sleep", lambda _: None)
+    monkeypatch.setattr(downloads, "CHUNK", CHUNK)
+    monkeypatch.setattr(downloads, "_sleep", lambda _: None)
     server = HostileServer(CONTENT)
     yield server
     server.shutdown()

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coco.annotations import digest_of_captions, read_captions
+from coco.archives import Source
 from coco.caption_lists import caption_structures, require_ours, save
 from coco.own_root import (
     images_listed,
@@ -38,7 +39,6 @@ from coco.own_root import (
     require_no_broken_links,
     require_no_strangers,
 )
-from coco.sources import Source
 from coco.tokenizer_choice import (
     COCO_SPLIT,
     is_own_tokenizer,

@@ -28,9 +28,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from coco.annotations import digest_of_captions, read_captions
 from coco.archives import Source
-from coco.caption_lists import caption_structures, require_ours, save
+from coco.caption_files import caption_structures, digest_of_captions, read_captions, require_ours, save
 from coco.own_root import (
     images_listed,
     is_own_root,

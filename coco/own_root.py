@@ -7,7 +7,7 @@ has whole caption files, as they come first, or a cut one; somebody's own lists 
 from collections.abc import Mapping
 from pathlib import Path
 
-from coco.annotations import read_captions
+from coco.caption_files import read_captions
 from images.pictures import picture_ids
 from support.errors import UsageError
 from support.files import Record

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from coco.annotations import HIGHEST_ID
+from coco.caption_files import HIGHEST_ID
 from coco.split_file import FOLDERS, SplitFile, read_split_file
 from coco.tokenizer import load_tokenizer
 from images.pictures import picture_ids

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coco.annotations import plain_id
+from coco.caption_files import plain_id
 from support.errors import UsageError
 from support.files import digest
 

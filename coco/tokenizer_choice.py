@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coco.annotations import digest_of_captions, read_captions
+from coco.caption_files import digest_of_captions, read_captions
 from images.pictures import picture_ids
 from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError

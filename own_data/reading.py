@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from coco.annotations import LONGEST_CAPTION
+from coco.caption_files import LONGEST_CAPTION
 from images.image_files import HEIC_SUFFIXES, suffixes
 from own_data.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
 from own_data.folder_index import FolderIndex

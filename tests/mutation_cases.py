@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coco.annotations import read_captions
 from coco.archives import extract, wanted_members
+from coco.caption_files import read_captions
 from coco.processed import load_processed
 from coco.tokenizer import load_tokenizer, train_tokenizer
 from image_transforms import load_image

@@ -18,7 +18,7 @@ from PIL import Image
 
 import process_coco
 from coco import downloads
-from coco.annotations import read_captions
+from coco.caption_files import read_captions
 from coco.tokenizer import load_tokenizer
 from paths import SPLITS, image_name, locations
 from process_coco import ARCHIVES, main

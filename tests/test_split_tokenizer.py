@@ -9,7 +9,7 @@ import pytest
 
 import process_coco
 import train_captioner
-from coco.annotations import read_captions
+from coco.caption_files import read_captions
 from coco.processed import open_split_file
 from coco.tokenizer import load_tokenizer, train_tokenizer
 from coco.tokenizer_choice import require_tokenizer_of

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images import jpeg
-from images.image_files import explained, opened
+from images.image_files import JPEG_START, explained, jpeg_is_cut, opened
 from support.errors import RunError
 from support.parallel import on_all_cores
 
@@ -46,8 +45,8 @@ def is_cut(path: Path) -> bool:
     Only of a JPEG is this seen without decoding it.  A PNG, say, may bear the name of one, too.
     """
     with open(path, "rb") as file:
-        if file.read(len(jpeg.START)) == jpeg.START:
-            return jpeg.is_cut(file)
+        if file.read(len(JPEG_START)) == JPEG_START:
+            return jpeg_is_cut(file)
     return trouble(path) is not None
 
 

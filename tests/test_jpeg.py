@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from images.jpeg import is_cut
+from images.image_files import jpeg_is_cut
 
 
 def scene(seed: int = 0) -> Image.Image:
@@ -55,7 +55,7 @@ def drawn(kind: str) -> bytes:
 
 
 def cut(data: bytes) -> bool:
-    return is_cut(io.BytesIO(data))
+    return jpeg_is_cut(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -49,7 +49,7 @@ from coco.tokenizer_choice import (
     training_split,
     write_ours,
 )
-from images.pictures import census, check_pictures, is_cut, picture_ids
+from images.image_folders import census, check_pictures, is_cut, picture_ids
 from images.resized_copies import make_copies
 from own_data.data_root import made_of_folder, make_root, split_of_root
 from own_data.options import add_own_options, next_commands, own_data_of, root_of_own

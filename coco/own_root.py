@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coco.caption_files import read_captions
-from images.pictures import picture_ids
+from images.image_folders import picture_ids
 from support.errors import UsageError
 from support.files import Record
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from coco.caption_files import HIGHEST_ID
 from coco.split_file import FOLDERS, SplitFile, read_split_file
 from coco.tokenizer import load_tokenizer
-from images.pictures import picture_ids
+from images.image_folders import picture_ids
 from support import distributed
 from support.errors import UsageError
 from support.files import read_json

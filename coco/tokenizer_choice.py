@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coco.caption_files import digest_of_captions, read_captions
-from images.pictures import picture_ids
+from images.image_folders import picture_ids
 from support.command_line import VOCABULARY_SIZES
 from support.errors import UsageError
 from support.files import Record, digest, replacing

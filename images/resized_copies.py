@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from images.image_files import explained
-from images.pictures import census, decoded, is_cut, picture_files
+from images.image_folders import census, decoded, is_cut, picture_files
 from support.errors import RunError, UsageError
 from support.files import Record, naming, require_space
 from support.parallel import on_all_cores

@@ -21,7 +21,7 @@ from typing import Any
 
 from coco.tokenizer_choice import COCO_SPLIT
 from images.image_files import explained, opened
-from images.pictures import NAME, census
+from images.image_folders import NAME, census
 from own_data.folder_index import FolderIndex
 from own_data.reading import Image, OwnData, read_own_data, report
 from support import interrupts

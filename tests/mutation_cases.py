@@ -27,7 +27,7 @@ from coco.caption_files import read_captions
 from coco.processed import load_processed
 from coco.tokenizer import load_tokenizer, train_tokenizer
 from image_transforms import load_image
-from images.pictures import trouble
+from images.image_folders import trouble
 from paths import locations
 from support.configuration import load_config
 from support.errors import RunError, UsageError

@@ -15,7 +15,7 @@ from torch import Tensor
 import caption
 from coco_loader import transformed
 from image_transforms import EvaluationTransform, load_image
-from images.pictures import is_cut, trouble
+from images.image_folders import is_cut, trouble
 from images.resized_copies import copy_picture
 from paths import image_name
 from support.errors import RunError

@@ -13,8 +13,7 @@ import pytest
 import caption
 from image_transforms import load_image
 from images.image_files import formats, suffixes
-from images.image_folders import find_images, in_words
-from images.pictures import trouble
+from images.image_folders import find_images, in_words, trouble
 from support import command_line
 from support.errors import UsageError
 from tests.captioner_cases import save_random_captioner

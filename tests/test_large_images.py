@@ -12,7 +12,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from image_transforms import load_image
 from images import image_files
-from images.pictures import trouble
+from images.image_folders import trouble
 from images.resized_copies import copy_picture
 from support.errors import RunError
 from tests.test_image_files import scene

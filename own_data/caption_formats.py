@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from own_data.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_value
-from own_data.split_words import split_of_name
+from own_data.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_name, split_of_value
 from support.errors import UsageError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")  # of files that may hold captions

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from own_data.split_words import split_of_folder
+from own_data.caption_tables import split_of_folder
 
 
 class Stamp(NamedTuple):

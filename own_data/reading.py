@@ -17,8 +17,8 @@ from typing import NamedTuple
 from coco.caption_files import LONGEST_CAPTION
 from images.image_files import HEIC_SUFFIXES, suffixes
 from own_data.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
+from own_data.caption_tables import split_of_folder, split_of_name
 from own_data.folder_index import FolderIndex
-from own_data.split_words import split_of_folder, split_of_name
 from support.errors import UsageError
 
 MADE_IDS = range(10**14, 10**15)  # ids that are made from names: fifteen digits, exact in a float, too

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from own_data.caption_formats import read_caption_file, read_split_list
-from own_data.split_words import split_of_folder, split_of_name
+from own_data.caption_tables import split_of_folder, split_of_name
 from support.errors import UsageError
 
 AWKWARD = (

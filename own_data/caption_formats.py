@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coco.caption_files import plain_id
 from own_data.caption_tables import Entry, entries_of_rows, entries_of_text, split_of_name, split_of_value
 from support.errors import UsageError
 
@@ -135,12 +136,9 @@ def _of_coco(path: Path, images: list[Any], annotations: list[Any]) -> list[Entr
 
 
 def _id(value: Any) -> int | str | None:
-    """An id as it can be compared: 7, 7.0 and "7" are the same; a bool is none."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and re.fullmatch("[1-9][0-9]{0,17}", value, re.ASCII):
-        return int(value)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) and value != "" else None
+    """An id as it can be compared: 7, 7.0 and "7" are the same, and "left-7" is another; a bool is none."""
+    number = plain_id(value)
+    return value if number is None and type(value) in (int, str) and value != "" else number
 
 
 def _whole(key: int | str | None) -> int | None:

@@ -107,7 +107,13 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         path, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
         require_auto_encoder(path, pretrained)
     config = run_config(
-        CaptionerConfig, options.config, paths["captioner_config"], resume, MODEL_KEYS, EPOCH_KEYS
+        CaptionerConfig,
+        options.config,
+        paths["captioner_config"],
+        resume,
+        MODEL_KEYS,
+        EPOCH_KEYS,
+        options.changes,
     )
     split_file = open_split_file(options.split_file, paths)
     if resume:

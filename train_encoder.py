@@ -3,7 +3,7 @@
     python train_encoder.py                       the write-up's ViT-B/16 on COCO
     python train_encoder.py -c last               go on from the newest checkpoint (or name one)
     python train_encoder.py --sample              a small ViT on the drawn sample data set, minutes on a CPU
-    python train_encoder.py --config recipes/modern/mae_config.yaml
+    python train_encoder.py --config recipes/modern/mae_config.yaml --set learning_rate=3e-4
     torchrun --nproc_per_node=8 train_encoder.py  the same on eight GPUs
 
 At the end of every epoch it saves `checkpoints/encoder/checkpoint{N}.pt`, N being the epochs completed, and
@@ -91,7 +91,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
         saved_config(MaeConfig, resume, f"{resumed}: config")
         require_auto_encoder(resumed, resume)
-    config = run_config(MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS, EPOCH_KEYS)
+    config = run_config(
+        MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS, EPOCH_KEYS, options.changes
+    )
     split_file = open_split_file(options.split_file, paths)
     if resume:
         require_same_split(resume, split_file)

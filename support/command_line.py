@@ -94,6 +94,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", type=Path, help="default: the YAML at the root, or the sample's"
     )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", dest="changes", action="append", default=[],
+        help="change a key of the configuration, such as learning_rate=3e-4 or encoder.num_layers=6; "
+        "may be repeated",
+    )  # fmt: skip
     parser.add_argument("--data", metavar="DIR", help="root of the data (default: COCO_ROOT or data/coco)")
     parser.add_argument(
         "-s",

@@ -1,4 +1,4 @@
-"""Strict configuration: a YAML file becomes a frozen dataclass, or one line says which key is wrong.
+"""Strict configuration: YAML becomes a frozen dataclass, or one line names the file, the line and the key.
 
     @dataclass(frozen=True, kw_only=True)
     class TrainingConfig:
@@ -8,22 +8,25 @@
         precision: Literal["auto", "float32", "bfloat16"]
         clip_norm: float | None = positive()                 # null: no clipping
 
-    config = load_config(Path("mae_config.yaml"), TrainingConfig)
+    config = load_config(Path("recipes/modern/mae_config.yaml"), TrainingConfig, ["learning_rate=3e-4"])
 
 The class is the schema.  A key that is unknown, missing, twice there, of the wrong type or out of range is a
-`UsageError` that names file, line, key, what was expected and what was got.  A field whose class is itself a
-dataclass is a nested section.  What one field cannot see alone (sizes that must divide) goes into the class's
-`__post_init__`, as a ValueError.
+`UsageError`.  A field whose class is itself a dataclass is a nested section.  What one field cannot see alone
+(sizes that must divide) goes into the class's `__post_init__`, as a ValueError.
 
-Every field must be there, also one whose class knows a default: a file says all of what it does.
+A file whose key `base` names another lists only what it changes; sections are merged key by key.  Every key
+must be in the result, even where the class has a default, so that no value is hidden in the code.
+
 A field is an int, float, bool, str, Literal[...], tuple[X, ...], list[X] or dataclass, or `X | None`.
 """
 
 import dataclasses
 import math
+import operator
+import os
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,23 +39,24 @@ from support.errors import UsageError
 T = TypeVar("T")
 
 LARGEST_FILE = 1 << 16  # bytes; PyYAML reads about 100 kB a second, and a configuration is a page or two
-DEEPEST = 20  # sections within sections
 LARGEST_INTEGER = (1 << 63) - 1  # what a tensor, a seed and a generator hold
 
 
 # --- limits of a field ---
 
 
-def bounded(
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """A dataclass field (or, for a tuple, each of its items) that must lie within these limits."""
-    given = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    return dataclasses.field(metadata={key: limit for key, limit in given.items() if limit is not None})
+_LIMITS = {  # name in `bounded`: (wording, test)
+    "above": ("above", operator.gt),
+    "at_least": ("of at least", operator.ge),
+    "below": ("below", operator.lt),
+    "at_most": ("of at most", operator.le),
+}
+
+
+def bounded(**limits: float) -> Any:
+    """A dataclass field (or, for a tuple, each of its items) with limits: above, at_least, below, at_most."""
+    assert limits.keys() <= _LIMITS.keys()
+    return dataclasses.field(metadata=limits)
 
 
 def positive() -> Any:
@@ -65,30 +69,36 @@ def at_least(limit: float) -> Any:
     return bounded(at_least=limit)
 
 
-_LIMITS = {  # name in `bounded`: (wording, test)
-    "above": ("above", lambda value, limit: value > limit),
-    "at_least": ("of at least", lambda value, limit: value >= limit),
-    "below": ("below", lambda value, limit: value < limit),
-    "at_most": ("of at most", lambda value, limit: value <= limit),
-}
-
-
 # --- the public functions ---
 
 
-def load_config(path: Path | str, config_class: type[T]) -> T:
-    """Reads one YAML file into `config_class`.
+def load_config(path: Path | str, config_class: type[T], changes: Sequence[str] = ()) -> T:
+    """Reads a YAML file and those that it is based on into `config_class`.
+
+    Args:
+        path: the file.
+        config_class: what it must fit.
+        changes: values that replace the file's, as `--set` takes them: "learning_rate=3e-4",
+            "encoder.num_layers=6".
 
     Raises:
-        UsageError: the file cannot be read, is not YAML, or does not fit the class; one line says why.
+        UsageError: a file cannot be read, is not YAML, or does not fit the class; one line says why.
     """
-    mapping, lines = _read_yaml(Path(path))
-    return _section(mapping, config_class, _Where(str(path), lines))
+    return config_from_dict(_read_file(Path(path)), config_class, str(path), changes)
 
 
-def config_from_dict(mapping: Any, config_class: type[T], source: str) -> T:
+def config_from_dict(mapping: Any, config_class: type[T], source: str, changes: Sequence[str] = ()) -> T:
     """The same checks for values that come from elsewhere; `source` ("checkpoint3.pt") opens the message."""
-    return _section(mapping, config_class, _Where(source, {}))
+    for change in changes:
+        mapping = _merge(mapping, _parse_change(change))
+    if changes:
+        source = f"{source} with {' '.join(f'--set {_printable(change)}' for change in changes)}"
+    return _section(mapping, config_class, _Where(source))
+
+
+def sets(change: str, key: str) -> bool:
+    """Whether "encoder.num_layers=6" sets this dotted key, or the section that it is in."""
+    return f"{key}.".startswith(f"{change.partition('=')[0].strip()}.")
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -99,23 +109,28 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 # --- plain values into a dataclass ---
 
 
+class _Section(dict):
+    """A mapping that knows where each of its keys was read: "mae_config.yaml, line 3", say."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+
 @dataclass(frozen=True)
 class _Where:
-    """A place in a configuration, for messages: the file, the dotted key, its line (or its section's)."""
+    """What a message is about: the place it was read at, and the dotted key."""
 
-    source: str
-    lines: Mapping[str, int]
+    place: str
     key: str = ""
-    line: int | None = None
 
-    def inside(self, name: str) -> "_Where":
-        key = f"{self.key}.{name}" if self.key else name
-        return _Where(self.source, self.lines, key, self.lines.get(key, self.line))
+    def inside(self, name: str, section: Any = None) -> "_Where":
+        place, name = getattr(section, "places", {}).get(name, self.place), _printable(name)
+        return _Where(place, f"{self.key}.{name}" if self.key else name)
 
     def error(self, message: str) -> UsageError:
-        line = f", line {self.line}" if self.line else ""
-        key = f"{self.key}: " if self.key else ""
-        return UsageError(f"{self.source}{line}: {key}{message}")
+        said = not self.key or self.place.startswith(f"--set {self.key}=")
+        return UsageError(f"{self.place}: {message}" if said else f"{self.place}: {self.key}: {message}")
 
 
 def _section(mapping: Any, config_class: type[T], where: _Where) -> T:
@@ -127,17 +142,17 @@ def _section(mapping: Any, config_class: type[T], where: _Where) -> T:
     missing = [name for name in fields if name not in mapping]
     for key in mapping:
         if key not in fields:
-            name = _printable(key) if isinstance(key, str) else type(key).__name__
+            name = key if isinstance(key, str) else type(key).__name__
             spelt = name.lower()
             likely = get_close_matches(spelt, missing, 1) or get_close_matches(spelt, fields, 1)
             advice = f"did you mean {likely[0]}?" if likely else f"known here: {', '.join(fields)}"
-            raise where.inside(name).error(f"unknown key; {advice}")
+            raise where.inside(name, mapping).error(f"unknown key; {advice}")
     for name in missing:
         expected = _expected(kinds[name], fields[name].metadata)
         raise where.inside(name).error(f"this key is missing; expected {expected}")
 
     values = {
-        name: _value(value, kinds[name], fields[name].metadata, where.inside(name))
+        name: _value(value, kinds[name], fields[name].metadata, where.inside(name, mapping))
         for name, value in mapping.items()
     }
     try:
@@ -224,83 +239,109 @@ def _printable(text: str) -> str:
 # --- YAML into plain values ---
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars.  PyYAML's own (1.1) read 1e-4 as text, 017 as 15, 1:30 as 90 and no as False.
 
     Anchors, aliases and tags are refused: a configuration needs none, and aliases can multiply without bound.
     """
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own name and form)
-    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         event = self.peek_event()
-        problem = "it is nested too deeply" if self.depth >= DEEPEST else None
         if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
             problem = "anchors (&), aliases (*) and tags (!) are not allowed"
-        if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
 
-# What looks like a number and is none of these (017, 0x1f, 1_000, more than 18 digits) stays text, which no
+# What looks like a number and is none of these (017, 0x1f, 1_000, .inf, over 18 digits) stays text, which no
 # numeric field accepts.  The look-ahead in a float asks for a digit: "." and "e5" are none.
-_SCALARS = {
-    "int": (r"[-+]?(0|[1-9][0-9]{0,17})", int),
-    "float": (r"[-+]?(?=\.?[0-9])(0|[1-9][0-9]*)?(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)", float),
-    "special": (r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", lambda text: float(text.replace(".", ""))),
-    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
-    "null": (r"null|Null|NULL|~|", lambda text: None),
-}
-for _name, (_pattern, _) in _SCALARS.items():
-    _StrictLoader.add_implicit_resolver(_name, re.compile(rf"(?:{_pattern})\Z"), None)
+for _tag, _pattern in {
+    "int": r"[-+]?(0|[1-9][0-9]{0,17})",
+    "float": r"[-+]?(?=\.?[0-9])(0|[1-9][0-9]*)?(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "null": r"null|Null|NULL|~|",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), None)
 
 
-def _read_yaml(path: Path) -> tuple[Any, dict[str, int]]:
-    """The values of a YAML file, and the line on which each dotted key stands."""
+def _read_file(path: Path, derived: tuple[Path, ...] = ()) -> Any:
+    """The values of a YAML file over those of its base; `derived` are the files based on this one."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot read this configuration: {reason}") from error
+        of = f", the base of {derived[-1]}" if derived else ""
+        raise UsageError(f"{path}{of}: cannot read this configuration: {reason}") from error
     if len(data) > LARGEST_FILE:
         raise UsageError(f"{path}: more than {LARGEST_FILE} bytes, which no configuration needs")
-
-    lines: dict[str, int] = {}
     try:
-        root = yaml.compose(data.decode(), _StrictLoader)
-        return (None if root is None else _plain(root, _Where(str(path), lines), lines)), lines
+        values = _parse(data.decode(), _Where(str(path)))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+    if not isinstance(values, _Section) or "base" not in values:
+        return values
+
+    where, name = _Where(str(path)).inside("base", values), values.pop("base")
+    if not isinstance(name, str):
+        raise where.error(f"expected the path of a YAML file, from this file's folder; got {_shown(name)}")
+    base, chain = Path(os.path.normpath(path.parent / name)), (*derived, path)
+    if base in chain:
+        circle = " -> ".join(map(str, (*chain[chain.index(base) :], base)))
+        raise where.error(f"these files are based on each other: {circle}")
+    below = _read_file(base, chain)
+    if not isinstance(below, _Section):
+        raise where.error(f"expected a file of keys and values; {base} holds {_shown(below)}")
+    return _merge(below, values)
+
+
+def _parse_change(change: str) -> _Section:
+    """The sections that "encoder.num_layers=6" would be in a file."""
+    key, _, text = (part.strip() for part in change.partition("="))
+    place = f"--set {_printable(change)}"
+    if not key or not text:
+        raise UsageError(f"{place}: expected KEY=VALUE, such as learning_rate=3e-4 or encoder.num_layers=6")
+    value = _parse(text, _Where(place, key))
+    for name in reversed(key.split(".")):
+        value = _Section({name: value}, {name: place})
+    return value
+
+
+def _merge(base: Any, changes: Any) -> Any:
+    """`changes` over `base`: of two sections key by key, else what changes."""
+    if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    values = {**base, **{name: _merge(base.get(name), value) for name, value in changes.items()}}
+    return _Section(values, getattr(base, "places", {}) | getattr(changes, "places", {}))
+
+
+def _parse(text: str, where: _Where) -> Any:
+    """The plain values of a YAML text."""
+    try:
+        loader = _Loader(text)
+        return _plain(loader.get_single_node(), loader, where, where.place)
+    except RecursionError as error:
+        raise UsageError(f"{where.place}: not valid YAML: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: \U escapes, %YAML versions
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UsageError(f"{path}{line}: not valid YAML: {reason[:200]}") from error
+        raise UsageError(f"{where.place}{line}: not valid YAML: {reason[:200]}") from error
 
 
-def _plain(node: yaml.Node, where: _Where, lines: dict[str, int]) -> Any:
-    """The plain value of a node; notes the line of every key, and refuses a key that is twice there."""
-    if isinstance(node, yaml.ScalarNode):
-        convert = _SCALARS[node.tag][1] if node.tag in _SCALARS else str
-        return convert(node.value)
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, where.inside(str(number)), lines) for number, item in enumerate(node.value)]
-
-    mapping: dict[str, Any] = {}
+def _plain(node: yaml.Node | None, loader: _Loader, where: _Where, source: str) -> Any:
+    """The plain value of a node; notes the place of every key, and refuses a key that is twice there."""
+    if not isinstance(node, yaml.MappingNode):
+        return node and loader.construct_object(node, deep=True)
+    section, lines = _Section({}, {}), {}
     for key, value in node.value:
         name = key.value if isinstance(key, yaml.ScalarNode) else "(a key that is a list or a section)"
         line = key.start_mark.line + 1
-        if name in mapping:
-            first = lines[where.inside(name).key]
-            raise UsageError(
-                f"{where.source}, line {line}: {_printable(where.inside(name).key)}: "
-                f"this key is twice there; first on line {first}"
-            )
-        lines[where.inside(name).key] = line
-        mapping[name] = _plain(value, where.inside(name), lines)
-    return mapping
+        section.places[name] = f"{source}, line {line}"
+        inside = where.inside(name, section)
+        if name in lines:
+            raise inside.error(f"this key is twice there; first on line {lines[name]}")
+        section[name], lines[name] = _plain(value, loader, inside, source), line
+    return section

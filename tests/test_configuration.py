@@ -257,3 +257,138 @@ def test_mutated_files_never_end_in_a_traceback(tmp_path):
         accepted += 1
         assert config.layers == tuple(map(str, yaml.load(bytes(data), yaml.BaseLoader)["layers"]))
     assert accepted > 20
+
+
+# --- base: a file that lists only what it changes ---
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_recipe_changes_its_base_key_by_key(tmp_path):
+    """A base may have a base of its own; every path starts from the file that it stands in."""
+    write(
+        tmp_path,
+        root=GOOD,
+        recipes__wide="base: ../root.yaml\nencoder: {hidden_size: 1536}\nlayers: [all]\n",
+        recipes__fast="base: wide.yaml\nencoder:\n  pre_norm: true\nlearning_rate: 3e-4\n",
+    )
+    expected = yaml.safe_load(GOOD) | {"learning_rate": 3e-4, "layers": ["all"]}
+    expected["encoder"] = {"hidden_size": 1536, "num_heads": 12, "pre_norm": True}
+    config = load_config(tmp_path / "recipes" / "fast.yaml", Config)
+    assert config == config_from_dict(expected, Config, "expected")
+    assert config_from_dict(config_to_dict(config), Config, "checkpoint") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "base: root.yaml\nlerning_rate: 1"}, "recipe.yaml, line 2: lerning_rate: unknown key"),
+        ({"root": GOOD + "drop: 1"}, "root.yaml, line 16: drop: unknown key; did you mean dropout?"),
+        ({"root": GOOD + "  num_head: 1"}, "root.yaml, line 16: encoder.num_head: unknown key; did you mean"),
+        ({"recipe": "base: root.yaml\nencoder: {num_head: 1}"}, "recipe.yaml, line 2: encoder.num_head: un"),
+        ({"root": GOOD.replace("12", "x")}, "root.yaml, line 14: encoder.num_heads: expected an integer"),
+        ({"recipe": "base: root.yaml\nencoder: {num_heads: 5}"}, "recipe.yaml, line 2: encoder: hidden_s"),
+        ({"recipe": "base: root.yaml\nencoder: 5"}, "recipe.yaml, line 2: encoder: expected a section with"),
+        ({"root": GOOD.replace("dropout: 0.2\n", "")}, "recipe.yaml: dropout: this key is missing; expected"),
+        ({"root": "batch_size: 1\nbatch_size: 2"}, "root.yaml, line 2: batch_size: this key is twice there"),
+        ({"recipe": "base: root.yaml\nbase: root.yaml"}, "recipe.yaml, line 2: base: this key is twice"),
+        ({"recipe": "base: 5"}, "recipe.yaml, line 1: base: expected the path of a YAML file, from this f"),
+        ({"recipe": "\nbase: no.yaml"}, "no.yaml, the base of {}/recipe.yaml: cannot read this config"),
+        ({"recipe": "base: ''"}, "{}, the base of {}/recipe.yaml: cannot read this configuration: Is"),
+        ({"root": "- batch_size"}, "recipe.yaml, line 1: base: expected a file of keys and values; {}/root"),
+        ({"root": "base: a: b"}, "root.yaml, line 1: not valid YAML: mapping values are not allowed here"),
+        ({"root": "base: recipe.yaml"}, "root.yaml, line 1: base: these files are based on each other: {}"),
+        ({"recipe": "base: recipe.yaml"}, "each other: {}/recipe.yaml -> {}/recipe.yaml"),
+        ({"recipe": "base: ../%s/root.yaml\nx: 1"}, "recipe.yaml, line 2: x: unknown key; known here: batch"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_or_base_is_one_line_that_names_the_file(tmp_path, changes, message):
+    files = {"root": GOOD, "recipe": "base: root.yaml\nbatch_size: 2\n"} | changes
+    write(tmp_path, **{name: text.replace("%s", tmp_path.name) for name, text in files.items()})
+    with pytest.raises(UsageError) as refusal:
+        load_config(tmp_path / "recipe.yaml", Config)
+    assert str(refusal.value).startswith(str(tmp_path))
+    assert message.replace("{}", str(tmp_path)) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+# --- --set: single values, last of all ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        (["learning_rate=3e-4"], "learning_rate", 3e-4),
+        ([" learning_rate = 3e-4 "], "learning_rate", 3e-4),
+        (["learning_rate=3e-4", "learning_rate=5"], "learning_rate", 5.0),
+        (["clip_norm=1"], "clip_norm", 1.0),
+        (["clip_norm=1", "clip_norm=null"], "clip_norm", None),
+        (["scales=[0.5, 1]"], "scales", (0.5, 1.0)),
+        (["layers=[a=b]"], "layers", ("a=b",)),
+        (["encoder.num_heads=6"], "encoder", Stack(768, 6)),
+        (["encoder.num_heads=6", "encoder={pre_norm: true}"], "encoder", Stack(768, 6, True)),
+    ],
+)
+def test_single_values_are_set_last(tmp_path, changes, key, value):
+    write(tmp_path, root=GOOD, recipe="base: root.yaml\nlearning_rate: 2.0\n")
+    good = config_to_dict(load(tmp_path, GOOD)) | {"learning_rate": 2.0}
+    expected = config_from_dict(good, Config, "expected")
+    object.__setattr__(expected, key, value)
+    assert load_config(tmp_path / "recipe.yaml", Config, changes) == expected
+    assert config_from_dict(good, Config, "checkpoint3.pt", changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["learning_rate=abc"], "--set learning_rate=abc: expected a finite number above 0; got 'abc'"),
+        (["lerning_rate=1"], "--set lerning_rate=1: unknown key; did you mean learning_rate?"),
+        (["encoder.num_head=1"], "--set encoder.num_head=1: unknown key; did you mean num_heads?"),
+        (["encoder=5"], "--set encoder=5: expected a section with the keys hidden_size"),
+        (["encoder={num_heads: x}"], "--set encoder={num_heads: x}, line 1: encoder.num_heads: expected an"),
+        (["batch_size.x=5"], "--set batch_size.x=5: batch_size: expected an integer above 0; got a section"),
+        (["batch_size=017"], "--set batch_size=017: expected an integer above 0; got '017'"),
+        (["scales=[2]"], "--set scales=[2]: scales.0: expected a finite number above 0 and of at most 1"),
+        (["scales=[1"], "--set scales=[1, line 1: not valid YAML: "),
+        (["base=recipe.yaml"], "--set base=recipe.yaml: unknown key; known here: batch_size"),
+        (["encoder.num_heads=5"], "--set encoder.num_heads=5: encoder: hidden_size 768 is no multiple"),
+        (["learning_rate"], "--set learning_rate: expected KEY=VALUE, such as learning_rate=3e-4"),
+        (["learning_rate="], "--set learning_rate=: expected KEY=VALUE"),
+        (["=1"], "--set =1: expected KEY=VALUE"),
+        (["a\nb=1"], "--set a\\nb=1: unknown key; known here: batch_size"),
+        (["clip_norm=" + "[" * 5000], "not valid YAML: it is nested too deeply"),
+        ([".".join(["encoder"] * 5000) + "=1"], ": encoder.encoder: unknown key; known here: hidden_size"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_that_is_set_is_one_line_that_names_the_option(tmp_path, changes, message):
+    saved = config_to_dict(load(tmp_path, GOOD))
+    for read in (
+        lambda: load_config(tmp_path / "mae_config.yaml", Config, changes),
+        lambda: config_from_dict(saved, Config, "checkpoint3.pt", changes),
+    ):
+        with pytest.raises(UsageError) as refusal:
+            read()
+        assert message in str(refusal.value)
+        assert str(refusal.value).startswith("--set ")
+        assert "\n" not in str(refusal.value)
+        assert len(str(refusal.value)) < 400
+
+
+def test_values_that_do_not_fit_together_are_refused_with_the_option_that_was_given(tmp_path):
+    @dataclass(frozen=True)
+    class Both:
+        low: int
+        high: int
+
+        def __post_init__(self) -> None:
+            if self.low > self.high:
+                raise ValueError(f"low: {self.low} is above high {self.high}")
+
+    (tmp_path / "both.yaml").write_text("low: 1\nhigh: 2\n")
+    with pytest.raises(UsageError, match=r"both\.yaml with --set low=3: low: 3 is above high 2"):
+        load_config(tmp_path / "both.yaml", Both, ["low=3"])

@@ -32,6 +32,19 @@ NUMBERS = ["0", "-1", "1.5", "x", "", "nan", "1e3", "1_0", "9" * 5000]
 FRACTIONS = ["0", "-0.5", "1.01", "x", "", "nan", "inf", "9" * 5000]
 BAD = {
     "--config": ["nowhere.yaml", "{folder}", "{text}", "{picture}", "{text}/inside.yaml", LONG],
+    "--set": [
+        "learning_rate",
+        "=1",
+        "learning_rate=",
+        "learning_rate=abc",
+        "no_such=1",
+        "seed=[",
+        "seed.x=1",
+        "encoder=5",
+        "decoder.x=1",
+        "no_such=" + LONG,
+        LONG,
+    ],
     "--data": ["{nowhere}", "{folder}", "{text}", LONG],
     "--out": ["{text}", "{text}/inside", LONG],
     "--subset": FRACTIONS,

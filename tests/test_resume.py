@@ -1,6 +1,7 @@
 """`-c last --config NEW.yaml`: each key takes effect or is refused by name, and the schedule goes on."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -80,6 +81,10 @@ def run(make_tiny_coco, tmp_path):
     return stage_runner(paths["data"], tmp_path, encoder=encoder, captioner={"decoder": {**ONE_LAYER}})
 
 
+def as_options(changes: dict) -> list[str]:
+    return [word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
 def stop_within_an_epoch(run, stage: str, out: str, steps: int = 1, **changes) -> None:
     with pytest.MonkeyPatch.context() as context:
         record_steps(context, stop_after=steps)
@@ -134,10 +139,40 @@ def test_each_key_of_a_new_configuration_takes_effect_or_is_refused_by_name(run,
             assert after == settings("anew", **{key: value}), key
             assert after != before, key
         if refused:
-            with pytest.raises(UsageError, match=rf"\.yaml: {key}[.:].* this file says .*; \w+"):
+            with pytest.raises(UsageError, match=rf"\.yaml: {key}[.:].* this says .*; \w+"):
                 run(stage, "ended" if refused == "always" else "stopped", "-c", "last", **{key: value})
     free = {key: value for key, (value, refused) in KEYS[stage].items() if not refused}
     assert settings("stopped", "-c", "last", **free) == settings("anew", **free)
+
+
+@pytest.mark.parametrize("stage", KEYS)
+def test_single_values_obey_the_same_rules_as_a_configuration(run, stage, monkeypatch, tmp_path):
+    """`-c last --set KEY=VALUE`, onto the checkpoint's configuration; with --config, onto the file's."""
+    run(stage, "ended", "--epochs", "1", *as_options({"max_bad_steps": 4}))
+    assert state_of(tmp_path / "ended", stage)["config"]["max_bad_steps"] == 4
+    stop_within_an_epoch(run, stage, "stopped")
+    built = []
+    monkeypatch.setattr(Trainer, "epochs", lambda trainer, until: built.append(settings_of(trainer)) or ())
+    free = {key: value for key, (value, refused) in KEYS[stage].items() if not refused}
+
+    run(stage, "anew", max_bad_steps=4)
+    run(stage, "ended", "-c", "last", config=False)
+    assert built[-1] == built[-2], "the value of --set was not kept in the checkpoint"
+    run(stage, "anew", **free)
+    run(stage, "stopped", "-c", "last", *as_options(free), config=False)
+    assert built[-1] == built[-2]
+    run(stage, "stopped", "-c", "last", *as_options(free), max_bad_steps=4)
+    assert built[-1] == built[-3]
+
+    for key, (value, refused) in KEYS[stage].items():
+        if refused:
+            options = as_options({key: value})
+            with pytest.raises(UsageError, match=rf"--set {key}(\.\w+)?: .* this says .*; \w+"):
+                run(
+                    stage, "ended" if refused == "always" else "stopped", "-c", "last", *options, config=False
+                )
+    with pytest.raises(UsageError, match=r"--set decoder\.num_heads: .* with 2, this says 1; keep it"):
+        run(stage, "ended", "-c", "last", "--set", "decoder.num_heads=1")
 
 
 @pytest.mark.parametrize("stage", KEYS)
@@ -179,7 +214,7 @@ def test_another_batch_size_in_the_middle_of_an_epoch_is_refused_with_a_way_on(r
     stop_within_an_epoch(run, "encoder", "out", batch_size=3)
     with pytest.raises(UsageError) as refusal:
         run("encoder", "out", "-c", "last", batch_size=24)
-    assert "batch_size: the checkpoint stands in the middle of an epoch with 3, this file says 24" in str(
+    assert "batch_size: the checkpoint is in the middle of an epoch with 3, this says 24" in str(
         refusal.value
     )
     way_on = re.search(r"with (--epochs \d+) and without --config", str(refusal.value))[1]

@@ -1,7 +1,7 @@
 """The settings that both stages share, and where a run takes them from."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from support.configuration import (
     config_to_dict,
     load_config,
     positive,
+    sets,
 )
 from support.errors import UsageError
 
@@ -82,8 +83,9 @@ def run_config(
     resume: dict[str, Any] | None,
     model_keys: tuple[str, ...],
     epoch_keys: tuple[str, ...],
+    changes: Sequence[str] = (),
 ) -> Config:
-    """The configuration of a run: the file named, else the checkpoint it goes on from, else the default.
+    """The configuration of a run: the file named, else the checkpoint it resumes, else the default.
 
     Args:
         config_class: what the file must fit.
@@ -92,28 +94,31 @@ def run_config(
         resume: the checkpoint to go on from, or None.
         model_keys: the keys that say what the model is.
         epoch_keys: the stage's own keys that say which samples an epoch's steps take.
+        changes: `--set`, each "key=value": replaces a value, and may change what `named` may.
 
     Raises:
         UsageError: the file does not fit the class, or changes a key that the checkpoint does not allow.
     """
     if resume is None:
-        return load_config(named or default, config_class)
-    saved = saved_config(config_class, resume, "the checkpoint's configuration")
-    if named is None:
-        return saved
-    config = load_config(named, config_class)
+        return load_config(named or default, config_class, changes)
+    source = "the checkpoint's configuration"
+    saved = saved_config(config_class, resume, source)
+    if named:
+        config = load_config(named, config_class, changes)
+    else:
+        config = config_from_dict(config_to_dict(saved), config_class, source, changes)
     for key, was, now in _differences(config_to_dict(saved), config_to_dict(config)):
         section = key.partition(".")[0]
+        said = f"--set {key}" if any(sets(change, key) for change in changes) else f"{named}: {key}"
         if section in (*model_keys, *GROUP_KEYS):
             raise UsageError(
-                f"{named}: {key}: the checkpoint was trained with {was}, this file says {now}; "
-                "keep it, or start a new run"
+                f"{said}: the checkpoint was trained with {was}, this says {now}; keep it, or start a new run"
             )
         if section in (*EPOCH_KEYS, *epoch_keys) and in_mid_epoch(resume):
             raise UsageError(
-                f"{named}: {key}: the checkpoint stands in the middle of an epoch with {was}, this file says "
-                f"{now}; complete that epoch first, with --epochs {resume['progress']['epoch'] + 1} and "
-                "without --config, or go on from a checkpoint of the end of an epoch"
+                f"{said}: the checkpoint is in the middle of an epoch with {was}, this says {now}; complete "
+                f"that epoch first, with --epochs {resume['progress']['epoch'] + 1} and without --config and "
+                "--set, or resume a checkpoint of the end of an epoch"
             )
     return config
 

@@ -9,7 +9,7 @@ import pytest
 from tests.training_cases import ROOT
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
-DOCUMENTS = ("README.md", "benchmarks/README.md", "code_snippets.ipynb", "results.ipynb")
+DOCUMENTS = ("README.md", "LOG.md", "benchmarks/README.md", "code_snippets.ipynb", "results.ipynb")
 
 
 def markdown(path: Path) -> str:

@@ -32,7 +32,7 @@ from image_transforms import TrainingTransform, normalize
 from images.resized_copies import described
 from paths import chosen, image_name
 from reconstruction import require_auto_encoder
-from scoring.caption_statistics import caption_statistics
+from scoring.assessment import caption_statistics
 from support import command_line, devices, distributed
 from support.configuration import at_least, bounded, config_to_dict, load_config, positive
 from support.errors import UsageError

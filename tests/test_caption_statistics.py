@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from scoring.assessment import assess, lines
-from scoring.caption_statistics import caption_statistics, constant_caption, human_captions
+from scoring.assessment import assess, caption_statistics, constant_caption, human_captions, lines
 from scoring.metrics import METRICS, score
 
 

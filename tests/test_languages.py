@@ -12,7 +12,7 @@ from tokenizers import normalizers
 
 import process_coco
 from coco.tokenizer import losing_accents, normalized, normalizer, parse_tokenizer, train_tokenizer
-from scoring.caption_statistics import caption_statistics
+from scoring.assessment import caption_statistics
 from scoring.ptb_tokenizer import ptb_tokenize
 from support.errors import UsageError
 from tests.language_cases import CAPTIONS, UNSPACED

@@ -10,7 +10,6 @@ import yaml
 
 from image_captioner import random_masking
 from paths import locations
-from scoring.markup import Markup, element, joined
 from tests.training_cases import ROOT
 
 FOLDER = ROOT / "writeup_diagrams"
@@ -27,7 +26,10 @@ def words(name: str) -> list[str]:
     return [text.text or "" for text in ElementTree.parse(FOLDER / f"{name}.svg").iter(f"{SVG}text")]
 
 
-def test_markup_escapes_text_and_attributes_and_keeps_markup():
+def test_markup_escapes_text_and_attributes_and_keeps_markup(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    markup = importlib.import_module("markup")
+    element = markup.element
     inner = element("b", "<x> & 'y'")
     assert element(
         "a", inner, " ", 3, [inner, None], title='"<&>"', class_="c", stroke_width=1.5, id=None
@@ -35,7 +37,7 @@ def test_markup_escapes_text_and_attributes_and_keeps_markup():
         '<a title="&quot;&lt;&amp;&gt;&quot;" class="c" stroke-width="1.5">'
         "<b>&lt;x&gt; &amp; 'y'</b> 3<b>&lt;x&gt; &amp; 'y'</b></a>"
     )
-    assert isinstance(joined("a<"), Markup)
+    assert isinstance(markup.joined("a<"), markup.Markup)
     assert element("br") == "<br/>"
 
 

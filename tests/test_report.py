@@ -9,12 +9,13 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from PIL import Image
 
 import evaluate_captioner
+from evaluation_report import Example
 from scoring.assessment import assess, lines
-from scoring.charts import line_chart, nice_step
-from scoring.report import page
+from scoring.report import line_chart, nice_step, page
 from tests.training_cases import train_captions, train_mae, write_config
 
 
@@ -23,11 +24,12 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.text, self.attributes = [], [], []
+        self.open, self.text, self.attributes, self.tags = [], [], [], set()
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.attributes += attributes
+        self.tags.add(tag)
         self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -117,3 +119,22 @@ def test_a_collapsed_model_is_called_that_in_the_report_as_on_the_terminal():
     text = page(found | {"split": "val2017", "signature": "s"}, {}, [], {}, {})
     (warning,) = (line for line in lines(found) if line.startswith("WARNING"))
     assert warning in " ".join(Page(text).text)
+
+
+def test_texts_of_the_report_are_never_markup():
+    """A caption, a reference or a file's name may hold anything."""
+    odd = """<i>1 & 2</i> "$title" 'x' ${signature}"""
+    known = {number: [f"{odd} {number}"] for number in range(4)}
+    found = assess(known, dict.fromkeys(known, "a"), dict.fromkeys(known, -1.0), ["a"]) | {"notes": [odd]}
+    example = Example(
+        1, Image.new("RGB", (8, 8)), odd, [odd], {"CIDEr": 0.1, "BLEU-4": 0.2}, ([odd], torch.ones(1, 2, 2))
+    )
+    history = [{"epoch": 1, "train_loss": 1.0, "val_loss": 1.0}]
+    facts = {"split": odd, "signature": odd}
+    shown = Page(page(found | facts, {odd: history}, [], {odd: [example]}, {odd: {"key": odd}}))
+    assert not shown.open
+    assert "i" not in shown.tags
+    # Twice the title; signature, note, chart, kind, caption, word, reference and stage once each.
+    assert " ".join(shown.text).count(odd) == 10
+    alternatives = [value for name, value in shown.attributes if name in ("alt", "aria-label")]
+    assert [text.count(odd) for text in alternatives] == [1, 1, 1]

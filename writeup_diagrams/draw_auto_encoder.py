@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from markup import Markup
 from sheet import HERE, arrow, box, element, scenes, text, write
 
 from image_captioner import random_masking
-from scoring.markup import Markup
 
 SIDE = 3  # patches, so N = 9
 SEEDS = (8, 9)

@@ -5,9 +5,8 @@ python writeup_diagrams/draw_captioner.py
 
 from pathlib import Path
 
+from markup import Markup
 from sheet import HERE, arrow, box, element, labelled_box, scenes, text, write
-
-from scoring.markup import Markup
 
 WORDS = ("<SOS>", "a", "house", "beside", "a", "tree", "<EOS>")
 LEFT, LEFT_WIDTH = 20, 240  # the encoder's column

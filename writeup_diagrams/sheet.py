@@ -10,7 +10,7 @@ from pathlib import Path
 # So that the scripts beside this one can import the models.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scoring.markup import Markup, element
+from markup import Markup, element
 
 HERE = Path(__file__).resolve().parent
 STYLE = """

@@ -8,10 +8,7 @@ split, index): the same seed gives the same bytes on every run, however many pro
 pairs of colour and thing (`NEW_PAIRS`) occur in val and test only, which so ask for new combinations.
 """
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -21,10 +18,10 @@ from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations, standard
 from sample_data.illustration import Placed, illustrate
 from sample_data.scenes import Scene, Thing, extent, invent
 from sample_data.things import THINGS
-from support import command_line, interrupts
+from support import command_line
 from support.errors import RunError, UsageError
 from support.files import digest, read_json, write_json
-from support.progress_bars import progress_bar
+from support.parallel import on_all_cores
 
 SIZES = {"train": 6000, "val": 400, "test": 60, "unlabeled": 1000}  # pictures
 FIRST_ID = {
@@ -200,9 +197,10 @@ def write_captions(random: Random, scene: Scene) -> list[str]:
 
 
 def draw_picture(
-    where: dict[str, Path], seed: int, split: str, index: int
+    where: dict[str, Path], seed: int, task: tuple[str, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Draws and saves one picture; returns its entry under COCO's `images`, and its captions."""
+    """Draws and saves one picture of (split, index); returns its entry under COCO's `images`, its captions."""
+    split, index = task
     scene = invent_scene(seed, split, index)
     random = Random(f"picture {seed} {split} {index}")
     width, height = random.choice(FORMATS)
@@ -310,27 +308,11 @@ def draw_aside(root: Path, seed: int, sizes: dict[str, int], progress: bool) -> 
         where[f"{split}_images"].mkdir(parents=True)
     tasks = [(split, index) for split in SPLITS for index in range(sizes[split])]
     drawn: dict[str, list] = {split: [] for split in SPLITS}
-    results = in_parallel(partial(draw_picture, where, seed), tasks)
-    bar = progress_bar(results, what="drawing", unit="picture", total=len(tasks), hidden=not progress)
-    for (split, _), result in zip(tasks, bar):
-        interrupts.check()
+    work = partial(draw_picture, where, seed)
+    for (split, _), result in on_all_cores(work, tasks, "drawing", "picture", few=200, hidden=not progress):
         drawn[split].append(result)
     for split in CAPTIONED_SPLITS:
         write_json(where[f"{split}_captions"], annotations(split, drawn[split]))
-
-
-def in_parallel(function: Callable, tasks: list[tuple]) -> Iterator:
-    """`function(*task)` for every task, in their order, by as many processes as there are cores to use."""
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if processes == 1 or len(tasks) < 200:  # to start processes would take longer than to draw
-        yield from (function(*task) for task in tasks)
-        return
-    with multiprocessing.Pool(processes, initializer=interrupts.ignore_in_worker) as pool:
-        yield from pool.imap(partial(call, function), tasks, chunksize=25)
-
-
-def call(function: Callable, task: tuple) -> Any:
-    return function(*task)
 
 
 def annotations(split: str, drawn: list[tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from threading import Thread
 from typing import TypeVar
@@ -16,7 +16,12 @@ Result = TypeVar("Result")
 
 
 def on_all_cores(
-    work: Callable[[Item], Result], items: Sequence[Item], what: str, unit: str
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    what: str,
+    unit: str,
+    few: int = 0,
+    hidden: bool = False,
 ) -> Iterator[tuple[Item, Result]]:
     """Yields each item with what the work makes of it, in order, under a progress bar.
 
@@ -25,6 +30,8 @@ def on_all_cores(
         items: what it is done on.
         what: the work in a word, before the bar.
         unit: what an item is.
+        few: of so many items or fewer, this process does the work: starting others would take longer.
+        hidden: show no bar.
 
     Raises:
         RunError: a worker was killed.
@@ -33,8 +40,8 @@ def on_all_cores(
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, held or not
     pool = ProcessPoolExecutor(None, context, initializer=_prepare_worker)
     try:
-        results: Iterable[Result] = pool.map(work, items, chunksize=16)
-        results = progress_bar(results, what=what, unit=unit, total=len(items))
+        in_order = map(work, items) if len(items) <= few else pool.map(work, items, chunksize=16)
+        results = progress_bar(in_order, what=what, unit=unit, total=len(items), hidden=hidden)
         for item, result in zip(items, results):
             interrupts.check()
             yield item, result

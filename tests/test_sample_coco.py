@@ -93,9 +93,8 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tiny, tmp_path):
     assert not [name for name in again if other[name] == again[name]]
 
 
-def test_the_number_of_processes_and_of_pictures_changes_nothing(tiny, tmp_path, monkeypatch):
+def test_the_number_of_processes_and_of_pictures_changes_nothing(tiny, tmp_path):
     """A generator shared by all pictures would give each process, and each larger set, other pictures."""
-    monkeypatch.setattr(sample_coco.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     draw(tmp_path / "many", seed=3, sizes=TINY | {"unlabeled": 200}, progress=False)
     many = contents(tmp_path / "many")
     assert {name: many[name] for name in contents(tiny) if name != sample_coco.STAMP} == {

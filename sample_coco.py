@@ -199,7 +199,7 @@ def write_captions(random: Random, scene: Scene) -> list[str]:
 def draw_picture(
     where: dict[str, Path], seed: int, task: tuple[str, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Draws and saves one picture of (split, index); returns its entry under COCO's `images`, its captions."""
+    """Draws and saves the picture of (split, index); returns its COCO entry and its captions."""
     split, index = task
     scene = invent_scene(seed, split, index)
     random = Random(f"picture {seed} {split} {index}")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import train_encoder
-from support import devices, distributed, interrupts, launcher
+from support import devices, distributed, interrupts
+from support.distributed import Place
 from support.errors import RunError, UsageError
-from support.launcher import Place
 from tests.training_cases import ended
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -38,7 +38,7 @@ FORK = multiprocessing.get_context("fork")  # a process that need not import tor
     ],
 )
 def test_the_place_of_a_process(environment, expected):
-    assert launcher.place(environment) == expected
+    assert distributed.place_in_run(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_place_of_a_process(environment, expected):
 def test_an_environment_that_cannot_be_is_one_line_that_says_what_would_do(
     environment, words, monkeypatch, capsys
 ):
-    for name in (*TORCHRUN, *launcher.TASKS.values()):
+    for name in (*TORCHRUN, *distributed.TASKS.values()):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

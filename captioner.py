@@ -111,10 +111,10 @@ class Captioner:
     def attention(self, picture: Image.Image | torch.Tensor, caption: str | Hypothesis) -> Attention:
         """Where the decoder looked in a picture as it wrote each word of a caption.
 
-        The picture and the whole caption go through the model once more, and the weights of the last
-        layer's attention to the picture are averaged over heads.  The layers below look about more: in the
-        sample model the best patches that hold half of a word's weight are 25 % of all in the last
-        layer, 29 % in the mean of all layers.  Of a word in several pieces it is the mean over the pieces.
+        The image and the whole caption go through the model once more, and the last layer's attention to the
+        image is averaged over heads.  Lower layers are more diffuse: in the sample model half of a word's
+        attention covers 29 % of the patches on average over layers, 25 % in the last.  A word of several
+        tokens gets their mean.
 
         Args:
             picture: of whatever size and mode, or (3, h, w) uint8.

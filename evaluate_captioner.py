@@ -8,10 +8,10 @@
     python evaluate_captioner.py -c last --unit character      for languages without blanks between words
     torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
-Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and, beside it, all metrics as JSON;
-their names say what is not as by default.  Of the whole val split, scored as by default, it also writes
-how sure the captioner may be, beside the checkpoint, for caption.py.
-No picture is left out: one that cannot be read ends the evaluation, by name.
+Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and all metrics as JSON next to it;
+options other than the defaults are part of their names.  On the full val split, scored as by default, it also
+saves a confidence calibration next to the checkpoint; caption.py uses it.
+No image is left out: one that cannot be read ends the evaluation, by name.
 """
 
 import argparse

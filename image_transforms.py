@@ -23,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from images.image_files import JPEGS, explained, opened
+from images.image_files import JPEGS, describe_error, opened
 from images.rgb import to_rgb, turn
 from support.errors import RunError
 
@@ -152,7 +152,7 @@ def load_image(path: str | Path) -> Tensor:
     try:
         return _decode(Path(path).read_bytes())
     except Exception as error:  # damage makes decoders raise a zoo: OSError, SyntaxError, struct.error, ...
-        raise RunError(f"cannot read the picture {path}: {explained(error)}") from error
+        raise RunError(f"cannot read the picture {path}: {describe_error(error)}") from error
 
 
 def _decode(data: bytes) -> Tensor:

@@ -49,7 +49,7 @@ from coco.tokenizer_choice import (
     training_split,
     write_ours,
 )
-from images.image_folders import census, check_pictures, is_cut, picture_ids
+from images.image_folders import check_pictures, count_and_size, is_cut, picture_ids
 from images.resized_copies import make_copies
 from own_data.data_root import made_of_folder, make_root, split_of_root
 from own_data.options import add_own_options, next_commands, own_data_of, root_of_own
@@ -137,7 +137,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--vocabulary-size",
         metavar="N",
         type=vocabulary_size,
-        help=f"the most pieces of the tokenizer (default: as before, at first {VOCABULARY_SIZE:,})",
+        help=f"most tokens of the tokenizer (default: as before, at first {VOCABULARY_SIZE:,})",
     )
     parser.add_argument(
         "--keep-accents",
@@ -175,7 +175,7 @@ def bring_the_images(options: argparse.Namespace, where: Where, record: Record, 
         What is there then.  The options' splits are only those that a root made by --own has.
     """
     require_no_broken_links([where[f"{split}_images"] for split in SPLITS])
-    found = {split: census(where[f"{split}_images"]) for split in SPLITS}
+    found = {split: count_and_size(where[f"{split}_images"]) for split in SPLITS}
     if options.sample:
         draw_sample(where, record, found)
     elif made_of_folder(where, record):
@@ -291,13 +291,13 @@ def require_archives(parts: list[str], splits: list[str], where: Where, source: 
 
 def check_the_images(folders: list[Path]) -> None:
     """Decodes every image in the folders; to find none there is an error, too."""
-    if not any(census(folder)[0] for folder in folders):
+    if not any(count_and_size(folder)[0] for folder in folders):
         raise UsageError(f"--check: there is no image in {', '.join(map(str, folders))}")
     check_pictures(folders)
 
 
 def note_pictures(split: str, where: Where, record: Record, found: Found) -> None:
-    number, size = found[split] = census(where[f"{split}_images"])
+    number, size = found[split] = count_and_size(where[f"{split}_images"])
     record.note(f"{split}_images", [number, size])
     print(f"{split}: {number:,} pictures, {size / 1e6:,.0f} MB")
 

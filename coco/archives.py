@@ -1,6 +1,6 @@
 """Archives: on a server or in a folder, seen alike, and how their files get to where they belong.
 
-Nobody vouches for a zip archive.  It is looked through first, then written beside, then renamed.
+Zip archives are not trusted: inspect, extract to a side folder, rename.
 
 A folder appears under its name only when every wanted file in it is whole.  A process that is killed half-way
 leaves `NAME.partial`; the next one keeps those files that have the right size and CRC, and writes the others.

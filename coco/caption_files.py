@@ -1,4 +1,4 @@
-"""COCO's caption files: reading them, which may be cut, damaged, or made by somebody else in another way; and
+"""COCO's caption files: reading them, which may be truncated, damaged, or made by another program; and
 making of them the lists that `process_coco.py` leaves in `processed/`: images, their captions, the tokens.
 """
 
@@ -169,7 +169,7 @@ def report_losses(split: str, read: Captions, im2capts: dict[int, list[str]]) ->
 
 
 def require_ours(structures: Sequence[list], files: Sequence[Path], lengths: Sequence[int] | None) -> None:
-    """Looks, before lists are written, whether files of these names are somebody else's.
+    """Checks, before lists are written, whether files of these names were made by another program.
 
     Args:
         structures: what is to be written.

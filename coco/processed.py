@@ -78,8 +78,8 @@ def load_data_tokenizer(paths: Mapping[str, Path]) -> Tokenizer:
 def _entry(what: str, vocabulary_size: int) -> tuple[str, Callable[[Any], bool]]:
     """What an entry of a list is, in words and as a test.
 
-    The types are the very ones that JSON and a tokenizer give: a bool or a tensor in a number's place is
-    somebody else's.
+    Types must match exactly: a bool or a tensor in place of a number means that another program wrote the
+    file.
     """
 
     def is_id(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A protocol of one's own: which pictures of train2017 and val2017 are for training, validation and test.
+"""Custom splits: which images of train2017 and val2017 are used for training, validation and test.
 
 Two kinds of file are read:
 

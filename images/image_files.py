@@ -62,7 +62,7 @@ def opened(file: BinaryIO) -> Iterator["Image.Image"]:
 
     Raises:
         RunError: it is no image of a kind that is read here, it is too large, or its end is missing.
-        Exception: decoders raise all kinds of errors; `explained` puts them in words.
+        Exception: decoders raise all kinds of errors; `describe_error` puts them in words.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -123,7 +123,7 @@ def _unidentified(file: BinaryIO) -> str:
     return f"it is damaged, or no image of a kind that is read here ({', '.join(formats())})"
 
 
-def explained(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why an image cannot be read, in one line."""
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
 

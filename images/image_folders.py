@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images.image_files import HEIC_SUFFIXES, JPEG_START, explained, jpeg_is_cut, opened, suffixes
+from images.image_files import HEIC_SUFFIXES, JPEG_START, describe_error, jpeg_is_cut, opened, suffixes
 from support.errors import RunError
 from support.parallel import on_all_cores
 
@@ -100,7 +100,7 @@ def in_words(left_out: Counter[str]) -> str:
 NAME = re.compile(r"([0-9]{12,18})\.jpg")
 
 
-def census(folder: Path) -> list[int]:
+def count_and_size(folder: Path) -> list[int]:
     """[number of pictures, their bytes]: what changes when a file is lost, added, cut or emptied."""
     if not folder.is_dir():
         return [0, 0]
@@ -129,7 +129,7 @@ def is_cut(path: Path) -> bool:
     with open(path, "rb") as file:
         if file.read(len(JPEG_START)) == JPEG_START:
             return jpeg_is_cut(file)
-    return trouble(path) is not None
+    return decoding_error(path) is not None
 
 
 @contextmanager
@@ -137,20 +137,20 @@ def decoded(path: Path) -> Iterator["Image.Image"]:
     """A picture, every pixel of it decoded, as `Image.verify()` does not do.
 
     Raises:
-        Exception: it cannot be read; decoders raise all kinds of errors, and `explained` puts them in words.
+        Exception: it cannot be read; decoders raise all kinds of errors; see `describe_error`.
     """
     with open(path, "rb") as file, opened(file) as image:
         image.load()
         yield image
 
 
-def trouble(path: Path) -> str | None:
+def decoding_error(path: Path) -> str | None:
     """Why the picture cannot be read, or None."""
     try:
         with decoded(path):
             return None
     except Exception as error:
-        return explained(error)
+        return describe_error(error)
 
 
 def check_pictures(folders: list[Path]) -> None:
@@ -161,7 +161,7 @@ def check_pictures(folders: list[Path]) -> None:
     """
     paths = [path for folder in folders for path in picture_files(folder)]
     bad = 0
-    for path, reason in on_all_cores(trouble, paths, "checking", "picture"):
+    for path, reason in on_all_cores(decoding_error, paths, "checking", "picture"):
         if reason:
             bad += 1
             print(f"{path}: {reason}")

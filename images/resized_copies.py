@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from images.image_files import explained
-from images.image_folders import census, decoded, is_cut, picture_files
+from images.image_files import describe_error
+from images.image_folders import count_and_size, decoded, is_cut, picture_files
 from support.errors import RunError, UsageError
 from support.files import Record, naming, require_space
 from support.parallel import on_all_cores
@@ -38,7 +38,7 @@ def make_copies(splits: Iterable[str], size: int, originals: Where, copies: Wher
         RunError: there is no room on the disk, or pictures cannot be read; all others are copied.
     """
     splits = [split for split in splits if not are_complete(split, size, copies, record)]
-    lacking = [record.entries[f"{s}_images"][0] - census(copies[f"{s}_images"])[0] for s in splits]
+    lacking = [record.entries[f"{s}_images"][0] - count_and_size(copies[f"{s}_images"])[0] for s in splits]
     needed = sum(max(0, number) for number in lacking) * BYTES * size**2
     require_space(copies["data"], int(needed), f"copying pictures to {size} pixels")
     bad = 0
@@ -133,7 +133,7 @@ def copy_picture(original: Path, folder: Path, size: int) -> str | None:
         with decoded(original) as image:
             image = to_rgb(image)
     except Exception as error:
-        return explained(error)
+        return describe_error(error)
     scale = min(1, size / min(image.size))
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
     temporary = copy.with_name(copy.name + ".tmp")  # always the same: the next run overwrites it
@@ -149,5 +149,8 @@ def _name(split: str, size: int) -> str:
 
 
 def _state(split: str, copies: Where, record: Record) -> dict[str, list[int] | None]:
-    """What the record holds of a split's copies: the census of the originals, as noted, and theirs."""
-    return {"originals": record.entries.get(f"{split}_images"), "copies": census(copies[f"{split}_images"])}
+    """What the record holds of a split's copies: number and size of the originals, as noted, and theirs."""
+    return {
+        "originals": record.entries.get(f"{split}_images"),
+        "copies": count_and_size(copies[f"{split}_images"]),
+    }

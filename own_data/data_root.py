@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from coco.tokenizer_choice import COCO_SPLIT
-from images.image_files import explained, opened
-from images.image_folders import NAME, census
+from images.image_files import describe_error, opened
+from images.image_folders import NAME, count_and_size
 from own_data.folder_index import FolderIndex
 from own_data.reading import Image, OwnData, read_own_data, report
 from support import interrupts
@@ -153,9 +153,9 @@ def _bring(images: list[Image], index: FolderIndex, copy: bool, where: Mapping[s
         source, target = index.files[image.name], _target(image, where)
         if _is_there(source, target, copy):
             continue
-        trouble = header_trouble(source)
-        if trouble:
-            bad[image.name] = trouble
+        reason = header_error(source)
+        if reason:
+            bad[image.name] = reason
         else:
             ways[_place(source, target, copy)] += 1
     if ways["symbolic links"]:
@@ -173,13 +173,13 @@ def _target(image: Image, where: Mapping[str, Path]) -> Path:
     return where[f"{folder_of(image)}_images"] / f"{image.image_id:012d}.jpg"
 
 
-def header_trouble(path: Path) -> str | None:
+def header_error(path: Path) -> str | None:
     """Why a file is no image, by its first bytes, or None; `--check` decodes the whole of it."""
     try:
         with open(path, "rb") as file, opened(file):
             return None
     except Exception as error:
-        return explained(error)
+        return describe_error(error)
 
 
 def _is_there(source: Path, target: Path, copy: bool) -> bool:
@@ -279,6 +279,6 @@ def _state(where: Mapping[str, Path]) -> dict[str, Any]:
     files = ("train_captions", "val_captions", "split_file", "file_names")
     sizes = {file: where[file].stat().st_size if where[file].exists() else 0 for file in files}
     try:
-        return sizes | {split: census(where[f"{split}_images"]) for split in FOLDERS}
+        return sizes | {split: count_and_size(where[f"{split}_images"]) for split in FOLDERS}
     except FileNotFoundError:  # a symbolic link whose original is gone
         return {}

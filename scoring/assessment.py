@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from scoring.calibration import calibrate, calibration_error, chance_error, foretold, reliability
+from scoring.calibration import calibrate, calibration_error, chance_error, cross_fitted, reliability
 from scoring.comparison import OFFICIAL, Scoring
 from scoring.metrics import (
     METRICS,
@@ -185,7 +185,7 @@ def _confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dic
     """The map from a caption's score to the share of its words that people confirm, and what it is worth."""
     shares = (statistics.matches[:, 0] / statistics.candidates[:, 0].clamp(min=1)).tolist()
     ordered = [scores[image_id] for image_id in statistics.image_ids]
-    calibration, confidences = calibrate(ordered, shares), foretold(ordered, shares)
+    calibration, confidences = calibrate(ordered, shares), cross_fitted(ordered, shares)
     if calibration is None or confidences is None:
         return None
     bins = reliability(ordered, confidences, shares)
@@ -197,7 +197,7 @@ def _confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dic
     }
 
 
-def varied(assessment: Mapping[str, Any]) -> CaptionStatistics:
+def statistics_of(assessment: Mapping[str, Any]) -> CaptionStatistics:
     """How varied the captions of an assessment are."""
     counts = assessment["captions"]
     return CaptionStatistics(**{field.name: counts[field.name] for field in fields(CaptionStatistics)})
@@ -206,15 +206,15 @@ def varied(assessment: Mapping[str, Any]) -> CaptionStatistics:
 def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
     """The assessment as a page of text."""
     yield from _figures(assessment)
-    statistics = varied(assessment)
+    statistics = statistics_of(assessment)
     yield ""
     yield (
         f"{statistics.captions:,} captions: {statistics.distinct:,} distinct, {statistics.words:,} different "
-        f"words, {statistics.in_train:,} stand word for word in train"
+        f"words, {statistics.in_train:,} copied word for word from train"
     )
     yield f"the most frequent, {statistics.most_frequent_count:,} times: {statistics.most_frequent!r}"
     if missing := assessment["images"] - assessment["scored_images"]:
-        yield f"{missing:,} pictures have no caption by a person: captioned, but not scored"
+        yield f"{missing:,} images have no reference captions: captioned, but not scored"
     if assessment["calibration"]:
         yield from _reliability(assessment["calibration"], assessment["unit"])
     if statistics.collapsed:
@@ -233,20 +233,20 @@ def _figures(assessment: Mapping[str, Any]) -> Iterator[str]:
         yield f"{metric:8} {100 * figure:9.2f}   {interval:15} {100 * constant:16.2f} {person}"
     yield f"constant caption: {assessment['constant_caption']!r}, the most frequent of train"
     if human:
-        pictures = f"{assessment['human_images']:,} pictures with two or more"
-        yield f"human: the first caption of a picture against its others, {pictures}"
+        images = f"{assessment['human_images']:,} images with two or more"
+        yield f"human: the first caption of an image against its others, {images}"
     else:
-        yield "human: no picture has two captions"
+        yield "human: no image has two captions"
     yield from (f"note: {note}" for note in assessment["notes"])
 
 
 def _reliability(calibration: Mapping[str, Any], unit: str) -> Iterator[str]:
     yield ""
-    yield f"confidence: the share of a caption's {unit}s that people use of the picture, foretold from the"
-    yield "mean log-probability of its tokens; each half of the pictures by the map fitted on the other half"
-    yield f"{'log-probability':>15} {'foretold':>9} {'came true':>10} {'pictures':>9}"
+    yield f"confidence: the share of a caption's {unit}s found in the image's references, predicted from the"
+    yield "mean log-probability of its tokens; each half of the images by the fit to the other half"
+    yield f"{'log-probability':>15} {'predicted':>9} {'observed':>10} {'images':>9}"
     for row in calibration["reliability"]:
         span = f"{row['lowest']:.2f} – {row['highest']:.2f}"
         yield f"{span:>15} {row['confidence']:9.2f} {row['confirmed']:10.2f} {row['captions']:9,}"
     error, chance = calibration["error"], calibration["chance_error"]
-    yield f"mean difference {error:.3f}; were the confidence exact, chance would make it {chance:.3f}"
+    yield f"calibration error {error:.3f} ({chance:.3f} expected from sampling noise alone)"

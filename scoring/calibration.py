@@ -11,8 +11,8 @@ low score and of high, and a map that never falls is laid through it.
     in between     a straight line; beyond the ends, the value there
 
 What that is worth shows on captions that had no part in it: each half of them by the map of the other half.
-Rows of such a table are in order of score.  In order of confidence the top row would gather those captions
-for whose map luck was kindest, and even a confidence that is exact would look too high there.
+Rows of such a table are sorted by score.  Sorting by confidence would select captions whose fit happened to
+be optimistic, and even an exact confidence would look too high there.
 """
 
 import math
@@ -53,14 +53,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Bin:
-    """Captions of like score."""
+    """Captions of similar score."""
 
     captions: int
     lowest: float  # score
     highest: float  # score
     confidence: float  # the mean
     confirmed: float  # mean share of words that people confirm
-    chance: float  # how far the two would lie apart, on average, were the confidence exact
+    chance: float  # their mean difference if the confidence is exact: sampling noise alone
 
 
 def save(path: Path, calibration: Calibration, made_for: Mapping[str, Any]) -> None:
@@ -121,7 +121,7 @@ def calibrate(scores: Sequence[float], shares: Sequence[float]) -> Calibration |
     return Calibration(tuple(score for _, score, _ in pooled), tuple(share for _, _, share in pooled))
 
 
-def foretold(scores: Sequence[float], shares: Sequence[float]) -> list[float] | None:
+def cross_fitted(scores: Sequence[float], shares: Sequence[float]) -> list[float] | None:
     """The confidence of each caption by a map that was fitted without it: on the other half of them.
 
     A map looks good on the captions that it was fitted on; this is what it is worth on others.  None where
@@ -134,7 +134,7 @@ def foretold(scores: Sequence[float], shares: Sequence[float]) -> list[float] | 
 
 
 def reliability(scores: Sequence[float], confidences: Sequence[float], shares: Sequence[float]) -> list[Bin]:
-    """Captions in order of score, in bins of equal length: what was foretold, and what came.
+    """Captions in order of score, in bins of equal length: predicted and observed shares.
 
     Args:
         scores: of captions, mean log-probability of a token.
@@ -157,7 +157,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def chance_error(bins: Sequence[Bin]) -> float:
-    """What `calibration_error` would be, on average, were the confidence exact: less cannot be measured."""
+    """What `calibration_error` would be, on average, from sampling noise alone: less cannot be measured."""
     return fmean((row.chance for row in bins), [row.captions for row in bins])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from scoring.assessment import varied
+from scoring.assessment import statistics_of
 from scoring.attention_sheet import spotlight
 
 FRAME = Path(__file__).with_suffix(".html")
@@ -66,10 +66,10 @@ def _metrics(assessment: Mapping[str, Any]) -> str:
         cells = [metric, _times_100(value), f"{_times_100(low)} – {_times_100(high)}", _times_100(constant)]
         cells.append(_times_100(human[metric]) if human else "–")
         rows.append(_row("td", cells))
-    statistics = varied(assessment)
+    statistics = statistics_of(assessment)
     counts = (
-        f"{assessment['images']:,} pictures, {statistics.distinct:,} distinct captions, {statistics.words:,} "
-        f"different words; {statistics.in_train:,} captions stand word for word in train."
+        f"{assessment['images']:,} images, {statistics.distinct:,} distinct captions, {statistics.words:,} "
+        f"different words; {statistics.in_train:,} captions are copied word for word from train."
     )
     parts = [f'<div class="scroll"><table>{"".join(rows)}</table></div>', f'<p class="soft">{counts}</p>']
     parts += [f'<p class="soft">Note: {escape(note)}.</p>' for note in assessment["notes"]]

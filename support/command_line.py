@@ -70,9 +70,8 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         for before, word in zip(["the script's name", *words], words):
             if not word.strip() or re.fullmatch("--[a-z-]+=", word):
-                self.error(
-                    f"after {before if not word.strip() else word} comes nothing: is a variable unset?"
-                )
+                given = before if not word.strip() else word.removesuffix("=")
+                self.error(f"{given} was given an empty value; is a shell variable unset?")
         return super().parse_args([_with_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:

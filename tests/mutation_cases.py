@@ -27,7 +27,7 @@ from coco.caption_files import read_captions
 from coco.processed import load_processed
 from coco.tokenizer import load_tokenizer, train_tokenizer
 from image_transforms import load_image
-from images.image_folders import trouble
+from images.image_folders import decoding_error
 from paths import locations
 from support.configuration import load_config
 from support.errors import RunError, UsageError
@@ -83,7 +83,7 @@ def read_archive(path: Path) -> None:
 
 def check_picture(path: Path) -> None:
     """Both ways in which a picture is read: to train on it, and to check it."""
-    trouble(path)
+    decoding_error(path)
     load_image(path)
 
 

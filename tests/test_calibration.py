@@ -12,7 +12,7 @@ from scoring.calibration import (
     calibrate,
     calibration_error,
     chance_error,
-    foretold,
+    cross_fitted,
     load,
     reliability,
     save,
@@ -58,16 +58,16 @@ def test_two_bins_are_the_means_of_the_halves():
 
 def test_too_few_captions_give_no_map():
     assert calibrate([-1.0] * 19, [0.5] * 19) is None
-    assert foretold([-1.0] * 39, [0.5] * 39) is None
+    assert cross_fitted([-1.0] * 39, [0.5] * 39) is None
 
 
 def test_no_caption_s_own_outcome_has_a_part_in_its_confidence():
     draw = random.Random(3)
     scores, shares = [-draw.random() for _ in range(100)], [draw.random() for _ in range(100)]
-    before = foretold(scores, shares)
+    before = cross_fitted(scores, shares)
     for place in (0, 51, 99):
         changed = [*shares[:place], 1 - shares[place], *shares[place + 1 :]]
-        after = foretold(scores, changed)
+        after = cross_fitted(scores, changed)
         assert after[place] == before[place]
         assert after != before
 
@@ -92,13 +92,13 @@ def test_the_reliability_table_is_what_one_counts_by_hand():
 
 
 def test_luck_of_one_half_does_not_look_like_too_high_a_confidence():
-    """Two halves in which 0.7 and 0.9 came true: the map of each is wrong by luck, and right for both.
+    """Two halves in which 0.7 and 0.9 were observed: the map of each is wrong by luck, and right for both.
 
-    In order of confidence the table would say 0.9 of captions of which 0.7 came true.
+    In order of confidence the table would say 0.9 for captions of which 0.7 was observed.
     """
     scores = [-number / 80 for number in range(80)]
     shares = [0.7, 0.9] * 40
-    confidences = foretold(scores, shares)
+    confidences = cross_fitted(scores, shares)
     assert sorted(set(confidences)) == pytest.approx([0.7, 0.9])
     bins = reliability(scores, confidences, shares)
     assert [(bin.confidence, bin.confirmed) for bin in bins] == [pytest.approx((0.8, 0.8))] * 4
@@ -110,7 +110,7 @@ def test_equal_confidences_are_not_told_apart_by_what_came():
 
 
 def test_an_exact_confidence_differs_by_what_chance_is_said_to_make():
-    """The oracle draws each word of each caption with just the probability that is foretold."""
+    """The oracle draws each word of each caption with just the probability that is predicted."""
     draw = random.Random(7)
     errors, expected = [], []
     for _ in range(60):

@@ -77,7 +77,7 @@ def test_the_assessment_holds_what_each_part_gives_and_leaves_no_picture_unmenti
         assert low <= high
 
     page = "\n".join(lines(found))
-    assert "1 pictures have no caption by a person" in page
+    assert "1 images have no reference captions" in page
     assert "collapsed" not in page
     for row, metric in zip(page.splitlines()[1:], METRICS):
         figures = [row.split()[1], *row.split()[-2:]]
@@ -90,7 +90,7 @@ def test_the_assessment_holds_what_each_part_gives_and_leaves_no_picture_unmenti
 def test_without_a_second_reference_there_is_no_human_score():
     found = assess({1: ["a dog"]}, {1: "a dog"}, {1: -1.0}, ["a dog"])
     assert found["human_metrics"] is None
-    assert "no picture has two captions" in "\n".join(lines(found))
+    assert "no image has two captions" in "\n".join(lines(found))
 
 
 def test_a_collapsed_model_is_called_that_on_the_page():

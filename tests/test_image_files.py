@@ -15,7 +15,7 @@ from torch import Tensor
 import caption
 from coco_loader import transformed
 from image_transforms import EvaluationTransform, load_image
-from images.image_folders import is_cut, trouble
+from images.image_folders import decoding_error, is_cut
 from images.resized_copies import copy_picture
 from paths import image_name
 from support.errors import RunError
@@ -117,7 +117,7 @@ def in_copies(path: Path) -> Tensor:
 
 
 def in_check(path: Path) -> None:
-    reason = trouble(path)
+    reason = decoding_error(path)
     if reason:
         raise RunError(reason)
 

@@ -13,7 +13,7 @@ import pytest
 import caption
 from image_transforms import load_image
 from images.image_files import formats, suffixes
-from images.image_folders import find_images, in_words, trouble
+from images.image_folders import decoding_error, find_images, in_words
 from support import command_line
 from support.errors import UsageError
 from tests.captioner_cases import save_random_captioner
@@ -102,7 +102,10 @@ def test_a_folder_without_images_says_what_is_in_it(tmp_path):
 @pytest.mark.parametrize("data", [HEIC, MIF1])
 def test_a_heic_image_is_named_as_what_it_is_under_any_name(tmp_path, data):
     (tmp_path / "1.jpg").write_bytes(data)
-    assert trouble(tmp_path / "1.jpg") == "it is a HEIC image, which cannot be read here: convert it to JPEG"
+    assert (
+        decoding_error(tmp_path / "1.jpg")
+        == "it is a HEIC image, which cannot be read here: convert it to JPEG"
+    )
 
 
 @pytest.mark.parametrize("kind", formats())
@@ -115,7 +118,7 @@ def test_each_kind_that_is_read_is_found_and_whole_or_cut(tmp_path, kind):
     assert find_images(tmp_path)[0] == [path]
     assert load_image(path).shape == (3, 64, 96)
     path.write_bytes(data[: len(data) * 2 // 3])
-    assert trouble(path)
+    assert decoding_error(path)
 
 
 def test_kinds_that_start_programs_are_neither_found_nor_opened():

@@ -12,7 +12,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from image_transforms import load_image
 from images import image_files
-from images.image_folders import trouble
+from images.image_folders import decoding_error
 from images.resized_copies import copy_picture
 from support.errors import RunError
 from tests.test_image_files import scene
@@ -62,11 +62,11 @@ def test_memory_is_as_said_and_no_library_speaks(tmp_path):
 def test_above_the_limit_one_line_says_the_numbers(tmp_path, small_limits, recwarn, kind):
     path = tmp_path / "1.jpg"
     path.write_bytes(encoded(scene(400, 250), kind))
-    assert trouble(path) is None
+    assert decoding_error(path) is None
     assert load_image(path).shape[0] == 3
     path.write_bytes(encoded(scene(400, 251), kind))
     reason = "it has 100,400 pixels, and at most 100,000 are read: scale it down"
-    assert trouble(path) == reason
+    assert decoding_error(path) == reason
     assert copy_picture(path, tmp_path / "copies", 64) == reason
     with pytest.raises(RunError, match=reason):
         load_image(path)
@@ -104,7 +104,7 @@ def test_a_header_that_claims_what_the_file_cannot_hold_is_refused(tmp_path):
     path = tmp_path / "1.jpg"
     path.write_bytes(claiming(encoded(scene()), 20_000, 10_000))
     size = path.stat().st_size
-    assert trouble(path) == f"its {size:,} bytes cannot hold the 20,000 × 10,000 pixels it claims"
+    assert decoding_error(path) == f"its {size:,} bytes cannot hold the 20,000 × 10,000 pixels it claims"
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -113,4 +113,4 @@ def test_no_flat_image_is_taken_for_such(tmp_path, progressive):
     path = tmp_path / "1.jpg"
     flat = Image.new("L", (4000, 3000), 99)
     path.write_bytes(encoded(flat, optimize=True, progressive=progressive, quality=1))
-    assert trouble(path) is None
+    assert decoding_error(path) is None

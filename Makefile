@@ -3,6 +3,7 @@
 # make test-oldest   the tests again, with the oldest torch that the code supports
 # make faults        the long ones: kills, damage and hostile input, at full length
 # make bench         ours beside its peers: ORIGINAL=DIR names a checkout of the original, PICTURES=DIR photographs
+# make gpu           all that needs a GPU, in nine minutes; RUN=python3 takes the system's Python, with no .venv
 # make lint          what CI checks before them
 # Each sets up .venv, or .venv-oldest, by itself.
 
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample test test-oldest faults bench lint clean
+.PHONY: sample test test-oldest faults bench gpu lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +47,11 @@ faults: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	$(RUN) benchmarks/run.py $(if $(ORIGINAL),--original $(ORIGINAL)) $(if $(PICTURES),--pictures $(PICTURES))
+
+OUT ?= results/gpu
+gpu: $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/.installed)
+	$(RUN) benchmarks/gpu.py --out "$(OUT)" $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(ORIGINAL),--original $(ORIGINAL)) $(if $(PACK),--pack $(PACK)) $(if $(SPEEDRUN),--speedrun '$(SPEEDRUN)')
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

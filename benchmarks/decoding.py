@@ -59,9 +59,10 @@ def curves(setting: Setting) -> Iterator[Row]:
 
 
 def beam_search(
-    setting: Setting, config: CaptionerConfig, mae: MaeConfig, images: torch.Tensor, length: int, beams: int
-) -> Callable[[], object]:
-    """The search as caption.py sets it up."""
+    setting: Setting, config: CaptionerConfig, mae: MaeConfig, images: torch.Tensor, length: int, beams: int,
+    execution: str | None = None,
+) -> Callable[[], object]:  # fmt: skip
+    """The search as caption.py sets it up, or its steps run in another way."""
     model = build_captioner(
         mae.image_size, mae.patch_size, mae.encoder, config.decoder, config.vocabulary_size,
         config.context_length, config.tie_embeddings,
@@ -69,10 +70,11 @@ def beam_search(
     with torch.no_grad():
         model.decoder.to_vocabulary.bias[sizes.END_ID] = -1e9
     options = BeamSearchOptions(length, beams, config.length_alpha)
+    way = {"execution": execution} if execution not in (None, "eager") else {}
 
     def run() -> object:
         with devices.autocast(setting.device, setting.precision):
-            found = model.generate(normalize(images), options, sizes.START_ID, sizes.END_ID)
+            found = model.generate(normalize(images), options, sizes.START_ID, sizes.END_ID, **way)
         assert all(len(best.tokens) == length for best, *_ in found)
         return found
 

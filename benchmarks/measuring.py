@@ -26,6 +26,8 @@ from support import devices
 # Dense bfloat16 operations a second, by the data sheets (SXM).
 DATA_SHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 WARM_UP = 2  # untimed calls of each contestant; the first one compiles where something is compiled
+WARM_UP_ON_GPU = 4  # a CUDA graph is recorded in the second or third
+ROUND_ON_GPU = 0.3  # seconds: so many calls make a round that its one synchronization does not count
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Setting:
     original: Path | None = None  # checkout of the original; None leaves it out
     transformers: bool = False  # whether that library is there to be measured
     pictures: Path | None = None  # a folder of photographs; None leaves their loading out
+    data: Path | None = None  # a processed data root; None leaves out what trains on one
+    rehearse: bool = False  # only build and call everything, so that what is compiled lies in torch's cache
 
     @property
     def on_gpu(self) -> bool:
@@ -86,6 +90,7 @@ def compare(
     work: float,
     contestants: Sequence[Contestant],
     flop: float | None = None,
+    warm_up: int | None = None,
 ) -> list[Row]:
     """Times the contestants, ours first, in turn.
 
@@ -97,25 +102,48 @@ def compare(
         work: units done in one call.
         contestants: ours and the peers; ratios are to the first.
         flop: floating-point operations that one call needs; None: no MFU.
+        warm_up: untimed calls of each; None: what the device needs.
+
+    Returns:
+        A row for each that can run; why another cannot goes to stderr.
     """
-    runs, peaks = [], []
+    warm_up = warm_up or (WARM_UP_ON_GPU if setting.on_gpu else WARM_UP)
+    runs, peaks, able = [], [], []
     for contestant in contestants:
         peak = PeakMemory(setting.device)
-        run = contestant.build()
-        for _ in range(WARM_UP):
-            run()
+        try:
+            run = contestant.build()
+            for _ in range(warm_up):
+                run()
+        except Exception as error:  # one that cannot run here must not cost the others their figures
+            if len(contestants) == 1:
+                raise
+            reason = " ".join(str(error).split())
+            print(
+                f"{what}, {size}: {contestant.name} failed: {type(error).__name__}: {reason:.500}",
+                file=sys.stderr,
+                flush=True,
+            )
+            continue
+        calls = calls_of_round(run, setting)
         peaks.append(peak.read())
-        runs.append(run)
+        runs.append((run, calls))
+        able.append(contestant)
+    if setting.rehearse or not runs:
+        return []
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(setting.repeats):
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
         for which in order:
-            seconds[which].append(timed(runs[which], setting.device))
+            run, calls = runs[which]
+            seconds[which].append(timed(repeated(run, calls), setting.device) / calls)
     peak_rate = peak_flops(setting) if flop else None
     rows = []
-    for contestant, times, peak_bytes in zip(contestants, seconds, peaks):
+    for contestant, times, peak_bytes in zip(able, seconds, peaks):
         middle = statistics.median(times)
-        ratio = statistics.median(theirs / our for theirs, our in zip(times, seconds[0]))
+        ratio = None  # to the first, if that ran
+        if able[0] is contestants[0] is not contestant:
+            ratio = statistics.median(theirs / our for theirs, our in zip(times, seconds[0]))
         rows.append(
             Row(
                 what=what,
@@ -127,7 +155,7 @@ def compare(
                 spread=(work / max(times), work / min(times)),
                 rounds=len(times),
                 seconds=middle,
-                ratio=ratio if contestant is not contestants[0] else None,
+                ratio=ratio,
                 mfu=flop / middle / peak_rate if peak_rate else None,
                 peak_bytes=peak_bytes,
                 note=contestant.note,
@@ -143,6 +171,26 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     run()
     finish(device)
     return time.perf_counter() - started
+
+
+def repeated(run: Callable[[], object], calls: int) -> Callable[[], object]:
+    """So many calls one after the other, nothing of one kept beyond the next."""
+
+    def repeat() -> None:
+        for _ in range(calls):
+            run()
+
+    return repeat if calls > 1 else run
+
+
+def calls_of_round(run: Callable[[], object], setting: Setting) -> int:
+    """How many calls make a round: one on a CPU; on a GPU more, which follow without a wait between them.
+
+    A training loop does not wait for the GPU between its steps either, unless the contestant's own step does.
+    """
+    if not setting.on_gpu or setting.rehearse:
+        return 1
+    return max(1, min(200, round(ROUND_ON_GPU / timed(run, setting.device))))
 
 
 def finish(device: torch.device) -> None:

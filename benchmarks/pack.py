@@ -1,6 +1,6 @@
 """Packs what `make gpu` wants to read into one file, for a machine that has neither data nor a network.
 
-    python process_coco.py --source DIR --data ROOT            first, here: so no minute of the GPU goes into it
+    python process_coco.py --source DIR --data ROOT            first and here, so that no GPU waits for it
     python benchmarks/pack.py --data ROOT --photographs DIR --out pack.tar
     python benchmarks/gpu.py --pack pack.tar                   there
 
@@ -10,7 +10,6 @@ They keep their names, which end in .jpg: a file's kind is read from its content
 they are, for the measurement of loading.
 """
 
-import argparse
 import io
 import tarfile
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a processed data root")
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="JPEGs in full size, to be loaded")
     parser.add_argument(
-        "--count", type=command_line.positive_int, default=64, help="of the photographs (default: 64)"
+        "--count", type=command_line.positive_int, default=32, help="of the photographs (default: 32)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the pack")
     options = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py --original ../image_captioning     everything; `make bench` does the same
     python benchmarks/run.py --only decoding                    one subject; the file keeps the others
+    python benchmarks/run.py --only steps search                beside the table: ways to step, to search
     python benchmarks/run.py --only loading --pictures DIR      photographs, if COCO's are not there
     python benchmarks/run.py --curves                           ours alone: cost against batch, length, beams
     python benchmarks/run.py --quick                            toys: does everything run?
@@ -23,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import decoding, loading, ranks, training
-from benchmarks.measuring import Row, Setting, table
+from benchmarks import decoding, feeding, loading, ranks, search, steps, training
+from benchmarks.measuring import Row, Setting, number, table
 from benchmarks.peers import huggingface
 from paths import ROOT, paths
 from support import command_line, devices
@@ -32,6 +33,7 @@ from support.errors import UsageError
 from support.files import read_json, write_json
 
 SUBJECTS = {"training": training, "decoding": decoding, "loading": loading, "ranks": ranks}
+ON_REQUEST = {"steps": steps, "search": search, "feeding": feeding}
 PACKAGES = ("torch", "torchvision", "transformers", "transformer_components_michaelkosmider")
 DEFAULT_OUT = ROOT / "results" / "benchmarks.json"
 
@@ -42,10 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--pictures", type=Path, metavar="DIR", help="photographs to load (default: COCO's train2017)"
     )
-    parser.add_argument("--only", choices=SUBJECTS, help="this subject alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*SUBJECTS, *ON_REQUEST], metavar="SUBJECT",
+        help=f"of {', '.join(SUBJECTS)} (default: these) and {', '.join(ON_REQUEST)}",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="a processed data root to train on")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="this device alone")
     parser.add_argument("--curves", action="store_true", help="the curves instead of the table")
     parser.add_argument("--quick", action="store_true", help="toys, to see whether everything runs")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="measure nothing: fill the compiler's cache for the next call"
+    )
     parser.add_argument("--repeats", type=command_line.positive_int, default=5, help="rounds (default: 5)")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help=f"JSON file (default: {DEFAULT_OUT})")
     options = parser.parse_args(arguments)
@@ -54,17 +63,18 @@ def main(arguments: list[str] | None = None) -> None:
     devices.set_fast_float32()
     notes = missing(options)
     rows: list[Row] = []
+    subjects = [(SUBJECTS | ON_REQUEST)[name] for name in options.only or SUBJECTS]
     for setting in settings(options):
-        for name, subject in SUBJECTS.items():
-            if options.only in (None, name):
-                found = subject.curves(setting) if options.curves else subject.rows(setting)
-                for row in found:
-                    rows.append(row)
-                    print(f"{row.what}, {row.size}: {row.contestant} done", file=sys.stderr, flush=True)
+        for subject in subjects:
+            for row in subject.curves(setting) if options.curves else subject.rows(setting):
+                rows.append(row)
+                done = f"{row.what}, {row.size}: {row.contestant} {number(row.rate)} {row.unit}"
+                print(f"{datetime.now():%H:%M:%S} {done}", file=sys.stderr, flush=True)
+                # At once: whoever cuts this off has what was measured until then.
+                write(options.out, "curves" if options.curves else "rows", rows, notes)
     print(table(rows))
     for note in notes:
-        print(f"note: {note}")
-    write(options.out, "curves" if options.curves else "rows", rows, notes)
+        print(f"note: {note}", flush=True)
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
@@ -82,6 +92,8 @@ def settings(options: argparse.Namespace) -> list[Setting]:
             options.original,
             huggingface.is_installed(),
             options.pictures,
+            options.data,
+            options.rehearse,
         )
         for device in chosen
     ]

@@ -4,6 +4,7 @@ Shapes: B images, C captions of each, T tokens, P picture side.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -22,17 +23,18 @@ FIRST_WORD = 4  # what lies below is special
 TINY = StackConfig(num_layers=2, num_heads=2, hidden_size=32, key_size=16, value_size=16, feedforward_size=64)
 
 
-def mae_config(setting: Setting) -> MaeConfig:
-    """ViT-B/16 at 224 pixels with a four-layer decoder; a toy if only to see it run."""
-    config = replace(load_config(paths["mae_config"], MaeConfig), precision=_precision(setting))
+def mae_config(setting: Setting, file: Path | None = None) -> MaeConfig:
+    """ViT-B/16 at 224 pixels with a four-layer decoder, or a YAML file's; a toy if only to see it run."""
+    config = replace(load_config(file or paths["mae_config"], MaeConfig), precision=_precision(setting))
     if setting.quick:
         config = replace(config, image_size=32, patch_size=8, encoder=TINY, decoder=TINY)
     return config
 
 
-def captioner_config(setting: Setting) -> CaptionerConfig:
-    """A six-layer decoder over 5000 pieces; a toy if only to see it run."""
-    config = replace(load_config(paths["captioner_config"], CaptionerConfig), precision=_precision(setting))
+def captioner_config(setting: Setting, file: Path | None = None) -> CaptionerConfig:
+    """A six-layer decoder over 5000 pieces, or a YAML file's; a toy if only to see it run."""
+    file = file or paths["captioner_config"]
+    config = replace(load_config(file, CaptionerConfig), precision=_precision(setting))
     if setting.quick:
         config = replace(config, vocabulary_size=50, decoder=replace(TINY, dropout=0.2))
     return config

@@ -2,10 +2,13 @@
 
 Ours is the training scripts' own step (`Stepper`): pixels from uint8, masks, forward and backward pass,
 the gradient's norm, AdamW.  The peers take their pictures normalised already, which costs them nothing here.
+All read what each step came to, as their scripts do: on a GPU ours when the next step is under way.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,13 +18,15 @@ from benchmarks.measuring import Contestant, Row, Setting, compare
 from benchmarks.peers import huggingface, original
 from coco_loader import CaptionBatch, ImageBatch
 from image_captioner import ImageAutoEncoder, build_captioner
-from support import distributed
 from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
 from train_encoder import MaeConfig, reconstruction_loss
 from training.config import TrainingConfig
+from training.network import wrap
 from training.optimizer import adamw
 from training.sampling import MicroBatch
-from training.step import LossFunction, Stepper
+from training.step import LossFunction, PendingReport, Stepper
+
+Network = Callable[[nn.Module], nn.Module]
 
 CAPTIONS = 5  # of each image
 
@@ -49,7 +54,7 @@ def mae_rows(setting: Setting) -> list[Row]:
 
 def captioner_rows(setting: Setting, all_learn: bool) -> list[Row]:
     config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
-    count = 16 if setting.on_gpu else 4
+    count = 64 if setting.on_gpu else 4
     pairs = count * CAPTIONS
     batch = sizes.caption_batch(setting, count, CAPTIONS)
     contestants = [Contestant("ours", lambda: captioner_step(setting, config, mae, batch, all_learn))]
@@ -77,7 +82,7 @@ def curves(setting: Setting) -> Iterator[Row]:
             [Contestant("ours", lambda batch=batch: mae_step(setting, mae, batch))],
             floor.mae_step(mae, count),
         )  # fmt: skip
-    count = 16 if setting.on_gpu else 2
+    count = 64 if setting.on_gpu else 2
     for tokens in (8, 14, 24, 48):
         batch = sizes.caption_batch(setting, count, CAPTIONS, tokens)
         yield from compare(
@@ -91,10 +96,17 @@ def curves(setting: Setting) -> Iterator[Row]:
 # --- ours ---
 
 
-def mae_step(setting: Setting, config: MaeConfig, batch: ImageBatch) -> Callable[[], object]:
-    """The first stage's step as train_encoder.py sets it up."""
+def mae_step(
+    setting: Setting, config: MaeConfig, batch: ImageBatch, network: Network | None = None
+) -> Callable[..., object]:
+    """The first stage's step as train_encoder.py sets it up; see `step`.
+
+    Args:
+        network: makes of the model what is called in its place; None: what the script makes.
+    """
     model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
-    network = prepared(model, setting)
+    model.to(setting.device).train()
+    network = (network or partial(prepared, setting=setting))(model)
     groups = [{"params": list(model.parameters()), "base_lr": config.learning_rate}]
     return step(
         setting, network, lambda batch: reconstruction_loss(network, batch, config),
@@ -103,36 +115,46 @@ def mae_step(setting: Setting, config: MaeConfig, batch: ImageBatch) -> Callable
 
 
 def captioner_step(
-    setting: Setting, config: CaptionerConfig, mae: MaeConfig, batch: CaptionBatch, all_learn: bool
-) -> Callable[[], object]:
+    setting: Setting, config: CaptionerConfig, mae: MaeConfig, batch: CaptionBatch, all_learn: bool,
+    network: Network | None = None,
+) -> Callable[..., object]:  # fmt: skip
     """The second stage's step as train_captioner.py sets it up, in its first epoch or in its last."""
     model = build_captioner(
         mae.image_size, mae.patch_size, mae.encoder, config.decoder, config.vocabulary_size,
         config.context_length, config.tie_embeddings,
     )  # fmt: skip
-    network = prepared(model, setting)
+    model.to(setting.device).train()
     groups = parameter_groups(model, config.learning_rate, config.layer_decay)
     unfreeze(groups, len(groups) if all_learn else 1)
+    network = (network or partial(prepared, setting=setting, uneven=True))(model)
     return step(
         setting, network, lambda batch: caption_loss(network, batch, sizes.PAD_ID, config.label_smoothing),
         adamw(model, groups, config), config, batch,
     )  # fmt: skip
 
 
-def prepared(model: nn.Module, setting: Setting) -> nn.Module:
-    """The model on the device, compiled and distributed where the scripts do so."""
-    model.to(setting.device).train()
-    network = torch.compile(model) if setting.on_gpu else model
-    return nn.parallel.DistributedDataParallel(network) if distributed.world_size() > 1 else network
+def prepared(model: nn.Module, setting: Setting, uneven: bool = False) -> nn.Module:
+    """What the training loop calls in the model's place: compiled and distributed where the scripts do so."""
+    return wrap(model, True, setting.device, uneven)
 
 
 def step(
     setting: Setting, network: nn.Module, loss_fn: LossFunction, optimizer: torch.optim.Optimizer,
     config: TrainingConfig, batch: ImageBatch | CaptionBatch,
-) -> Callable[[], object]:  # fmt: skip
-    """One optimizer step after the other on the same batch."""
+) -> Callable[..., object]:  # fmt: skip
+    """One optimizer step after the other on the same batch, as a function of one argument.
+
+    That is the `lag`: after how many more steps a step's report is read; by default as in `Trainer`.
+    """
     count = len(batch.images)
     config = replace(config, batch_size=count)
     stepper = Stepper(loss_fn, optimizer, config, setting.device)
     plan = [MicroBatch(list(range(count)), real=True)]
-    return lambda: stepper.step(network, [batch], plan, config.seed, epochs=0.0)
+    queue: deque[PendingReport] = deque()
+
+    def run(lag: int = int(setting.on_gpu)) -> None:
+        queue.append(stepper.step(network, [batch], plan, config.seed, epochs=0.0))
+        while len(queue) > lag:
+            queue.popleft().read()
+
+    return run

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
 from scoring.ptb_tokenizer import ptb_tokenize
 from support.errors import UsageError
@@ -88,6 +87,8 @@ def image_statistics(
     references: dict[int, list[str]], hypotheses: dict[int, str], tokenize: Tokenize = ptb_tokenize
 ) -> ImageStatistics:
     """Tokenizes and compares; arguments and errors as for `score`."""
+    from nltk.translate.bleu_score import closest_ref_length  # here, since training imports this module
+
     _check(references, hypotheses)
     image_ids = sorted(references)
     hypothesis_captions = tokenize([hypotheses[image_id] for image_id in image_ids])
@@ -186,6 +187,8 @@ def _bleu(
 
 def _matches(hypothesis: list[str], references: list[list[str]]) -> list[int]:
     """BLEU's clipped matches: each n-gram counts as often as the reference that says it most often does."""
+    from nltk.translate.bleu_score import modified_precision
+
     return [modified_precision(references, hypothesis, n).numerator for n in ORDERS]
 
 

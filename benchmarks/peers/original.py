@@ -2,7 +2,8 @@
 
     run.py --original DIR
 
-Its models are imported from DIR, its transformer from the package `transformer_components_michaelkosmider`.
+Its models are imported from DIR, its transformer from the package `transformer_components_michaelkosmider`,
+or from that package's wheel, if one lies in DIR.
 Its training steps stand in the bodies of scripts that start at once, so here they are put together anew from
 its parts: the same operations in the same order.  What differs from its scripts:
 
@@ -42,6 +43,8 @@ def load(directory: Path, name: str) -> ModuleType:
     """One of the original's modules, and with it those that it imports, which have the names of ours."""
     names = {path.stem for path in directory.glob("*.py")}
     ours = {other: sys.modules.pop(other) for other in names & sys.modules.keys()}
+    # Where nothing can be installed, its package is taken from a wheel beside it.
+    sys.path += [wheel for wheel in map(str, directory.glob("*.whl")) if wheel not in sys.path]
     sys.path.insert(0, str(directory))
     try:
         return importlib.import_module(name)

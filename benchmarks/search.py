@@ -1,0 +1,37 @@
+"""The ways to run the steps of a beam search: as they come, compiled, recorded as CUDA graphs."""
+
+import inspect
+from collections.abc import Iterator
+
+from benchmarks import decoding, floor, sizes
+from benchmarks.measuring import Contestant, Row, Setting, compare
+from transformer_components import TransformerEncoderDecoder
+
+ORDER = ("eager", "graphs", "static", "compiled")  # what takes a minute to compile comes last
+
+
+def rows(setting: Setting) -> Iterator[Row]:
+    """Batches of 64 and 256, each way on its own, so that one that fails leaves the others their figures."""
+    config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
+    length, beams = config.context_length, decoding.BEAMS
+    for execution in executions(setting):
+        for count in (2, 4) if setting.quick else (64, 256):
+            images = sizes.random_images(setting, count)
+            work = (setting, config, mae, images, length, beams, execution)
+            yield from compare(
+                setting, f"{decoding.WHAT}, {execution}", f"{count} images, {beams} beams, {length} tokens",
+                "images/s", count, [Contestant("ours", lambda work=work: decoding.beam_search(*work))],
+                floor.beam_search(config, mae, count, length, beams),
+            )  # fmt: skip
+
+
+def executions(setting: Setting) -> tuple[str, ...]:
+    """The ways there are, by the names that `generate` gives them; on a CPU those without a GPU's graphs."""
+    if "execution" not in inspect.signature(TransformerEncoderDecoder.generate).parameters:
+        return ("eager",)
+    return ORDER if setting.on_gpu else ("eager", "static")
+
+
+def curves(setting: Setting) -> Iterator[Row]:
+    """None."""
+    yield from ()

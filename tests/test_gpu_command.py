@@ -1,0 +1,132 @@
+"""`make gpu`: its parts one after the other, what it keeps of them, and their toys on a CPU."""
+
+import json
+import sys
+import tarfile
+
+import pytest
+from PIL import Image
+
+from benchmarks import gpu, pack, run
+from support.errors import UsageError
+
+STUBBORN = (
+    "import signal, time; signal.signal(15, signal.SIG_IGN); print('begun', flush=True); time.sleep(99)"
+)
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Calls the command; its parts are Python programs, given by name."""
+    monkeypatch.setattr(gpu, "LEAST", 0)
+    monkeypatch.setattr(gpu, "TIME_TO_END", 1)
+
+    def call(programs: dict[str, str], *more: str) -> dict:
+        monkeypatch.setattr(gpu, "commands", lambda part, *_: [sys.executable, "-c", programs[part]])
+        gpu.main(["--out", str(tmp_path / "found"), "--only", ",".join(programs), *more])
+        return json.loads((tmp_path / "found" / "gpu.json").read_text())
+
+    return call
+
+
+def test_a_part_that_fails_or_hangs_is_reported_and_the_next_one_runs(script, tmp_path, monkeypatch, capsys):
+    """The one that hangs does not even obey SIGTERM."""
+    monkeypatch.setitem(gpu.LIMITS, "bench", 5)
+    programs = {"tests": "print('one'); exit(3)", "bench": STUBBORN, "steps": "print('three')"}
+    with pytest.raises(SystemExit, match="1"):
+        script(programs)
+    found = json.loads((tmp_path / "found" / "gpu.json").read_text())["parts"]
+    ended = {"tests": "failed (exit code 3)", "bench": "cut off", "steps": "done"}
+    assert {part["part"]: part["ended"] for part in found} == ended
+    text = (tmp_path / "found" / "gpu.txt").read_text()
+    assert text == capsys.readouterr().out
+    for line in ("no GPU here: every part runs on the CPU, with toys", "    one", "    begun", "    three"):
+        assert line in text.replace("[    0 s] ", "").splitlines()
+
+
+def test_a_part_has_no_more_time_than_is_left(script, monkeypatch):
+    monkeypatch.setattr(gpu, "TIME_TO_END", 0)
+    found = script({"speedrun": "import time; time.sleep(99)"}, "--minutes", "0.05")
+    assert [part["ended"] for part in found["parts"]] == ["cut off"]
+
+
+def test_the_speedrun_is_told_where_data_and_results_are(tmp_path, make_tiny_coco, monkeypatch):
+    monkeypatch.setattr(gpu, "LEAST", 0)
+    paths = make_tiny_coco()
+    packed, out = tmp_path / "pack.tar", tmp_path / "found"
+    pack.main(["--data", str(paths["data"]), "--out", str(packed)])
+    command = 'ls $COCO_ROOT/train2017 | wc -l > "$OUT/count"'
+    gpu.main(["--out", str(out), "--only", "speedrun", "--pack", str(packed), "--speedrun", command])
+    assert int((out / "count").read_text()) == 6
+
+
+def test_wrong_use_is_one_line(tmp_path):
+    for options, message in {
+        ("--only", "tests,benches"): "'benches' is none of tests, bench",
+        ("--pack", str(tmp_path / "none.tar")): "make it with benchmarks/pack.py",
+        ("--minutes", "0"): "must be above 0",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            gpu.main(["--out", str(tmp_path), *options])
+
+
+def test_tests_and_their_figures_are_kept(tmp_path):
+    (tmp_path / "tests.xml").write_text(
+        '<testsuites><testsuite><testcase classname="a" name="one" time="1.5"><properties>'
+        '<property name="GB" value="3"/></properties></testcase><testcase classname="a" name="two" time="2">'
+        '<failure message="no"/></testcase></testsuite></testsuites>'
+    )
+    gpu.keep("tests", tmp_path, tmp_path)
+    one, two = json.loads((tmp_path / "tests.json").read_text())
+    assert one == {
+        "test": "one", "file": "a", "seconds": 1.5, "outcome": "passed", "message": "", "GB": "3"
+    }  # fmt: skip
+    assert (two["outcome"], two["message"]) == ("failure", "no")
+
+
+def test_a_pack_holds_small_images_and_whole_photographs(tmp_path, make_tiny_coco):
+    paths = make_tiny_coco(size=(400, 300))
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    Image.effect_noise((640, 480), 50).save(photographs / "1.jpg")
+    out = tmp_path / "pack.tar"
+    pack.main(["--data", str(paths["data"]), "--photographs", str(photographs), "--out", str(out)])
+    with tarfile.open(out) as file:
+        file.extractall(tmp_path / "there", filter="data")
+    there = tmp_path / "there"
+    assert (there / "photographs" / "1.jpg").read_bytes() == (photographs / "1.jpg").read_bytes()
+    for split in ("train", "val", "unlabeled"):
+        for image in paths[f"{split}_images"].iterdir():
+            with Image.open(there / "data" / f"{split}2017" / image.name) as small:
+                assert small.size == (149, 112)
+    for file in paths["processed"].iterdir():
+        assert (there / "data" / "processed" / file.name).read_bytes() == file.read_bytes()
+
+
+# --- the toys ---
+
+
+@pytest.mark.parametrize(
+    ("subject", "work"),
+    [
+        ("steps", "MAE step, modern, eager"),
+        ("search", "beam search, eager"),
+        ("feeding", "decoding of JPEGs"),
+    ],
+)
+def test_a_subject_runs_as_a_toy(subject, work, tmp_path, make_tiny_coco):
+    paths = make_tiny_coco()
+    options = ["--only", subject, "--quick", "--repeats", "1", "--device", "cpu"]
+    options += ["--pictures", str(paths["train_images"]), "--data", str(paths["data"])]
+    run.main([*options, "--out", str(tmp_path / "rows.json")])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert work in {row["what"] for row in rows}
+    assert all(row["rate"] > 0 for row in rows)
+
+
+def test_nothing_is_measured_in_a_rehearsal(tmp_path):
+    options = ["--only", "steps", "--quick", "--device", "cpu", "--rehearse"]
+    run.main([*options, "--out", str(tmp_path / "rows.json")])
+    assert (
+        not (tmp_path / "rows.json").exists() or not json.loads((tmp_path / "rows.json").read_text())["rows"]
+    )

@@ -1,6 +1,8 @@
 """What a checkpoint runs on: a float16 one on a CPU, an Apple GPU, and what is chosen where."""
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import caption
 import evaluate_captioner
 from captioner import load_captioner
 from support import devices, distributed
-from support.devices import choose_device, choose_precision, decoding_precision
+from support.devices import choose_device, choose_precision, cpu_has_bfloat16_units, decoding_precision
 from support.errors import UsageError
 from tests.captioner_cases import random_captioner
 from tests.training_cases import train_captions, train_mae, write_config
@@ -59,13 +61,31 @@ def test_training_in_float16_on_a_cpu_stays_an_error(float16_run):
     [
         ("float16", CPU, torch.float32),
         ("bfloat16", CPU, torch.bfloat16),
-        ("auto", CPU, torch.float32),
         ("float16", CUDA, torch.float16),
         *((name, MPS, torch.float32) for name in ("auto", "float16", "bfloat16", "float32")),
     ],
 )
 def test_decoding_takes_the_precision_of_training_or_float32(name, device, expected):
     assert decoding_precision(name, device) is expected
+
+
+@pytest.mark.parametrize(("units", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_on_a_cpu_is_bfloat16_where_it_has_units_for_it(monkeypatch, units, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    assert choose_precision("auto", CPU) is expected
+    assert decoding_precision("auto", CPU) is expected
+    assert decoding_precision("auto", MPS) is torch.float32
+
+
+def test_without_torchs_word_for_it_auto_on_a_cpu_is_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert choose_precision("auto", CPU) is torch.float32
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the oracle is Linux")
+def test_the_units_of_this_cpu_are_those_that_the_kernel_lists():
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    assert cpu_has_bfloat16_units() == (flags is not None and "amx_bf16" in flags[1].split())
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])

@@ -52,11 +52,12 @@ def run(paths, tmp_path):
     return start
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", ["encoder", "captioner"])
-def test_two_epochs_and_one_more_equal_three_in_one_go(run, stage, tmp_path):
-    run(stage, "whole", "--epochs", "3")
-    run(stage, "parts", "--epochs", "2")
-    run(stage, "parts", "-c", "last", "--epochs", "3")
+def test_two_epochs_and_one_more_equal_three_in_one_go(run, stage, precision, tmp_path):
+    run(stage, "whole", "--epochs", "3", precision=precision)
+    run(stage, "parts", "--epochs", "2", precision=precision)
+    run(stage, "parts", "-c", "last", "--epochs", "3", precision=precision)
     assert_same(state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage))
 
 
@@ -78,6 +79,8 @@ def test_a_run_is_a_function_of_its_seed(run, tmp_path):
         ("encoder", {"accumulation_steps": 1}, [1, 2]),
         ("encoder", {"accumulation_steps": 3}, [3, 1, 1]),
         ("captioner", {"accumulation_steps": 2, "length_buckets": True}, [5, 6]),
+        ("encoder", {"accumulation_steps": 3, "precision": "bfloat16"}, [3, 1, 1]),
+        ("captioner", {"accumulation_steps": 2, "precision": "bfloat16"}, [5, 6]),
     ],
 )
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
@@ -258,10 +261,11 @@ def test_evaluation_never_leaves_out_a_picture(run, paths, tmp_path):
         assert state_of(tmp_path / "out", stage)["progress"]["step"] > 0, "the epoch's training was lost"
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", ["encoder", "captioner"])
-def test_reading_reports_a_step_late_changes_nothing(run, stage, tmp_path, monkeypatch):
+def test_reading_reports_a_step_late_changes_nothing(run, stage, precision, tmp_path, monkeypatch):
     """As on a GPU: also what is skipped, and the checkpoint of a run that is stopped in between."""
-    changes = {"gradient_clip": 0.5, "max_bad_fraction": 0.0}
+    changes = {"gradient_clip": 0.5, "max_bad_fraction": 0.0, "precision": precision}
     run(stage, "now", "--epochs", "2", **changes)
     original = Trainer.__init__
 

@@ -40,7 +40,7 @@ class TrainingConfig:
     decay_matrices_only: bool  # spare biases, norms and positions: they map nothing
     beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
     gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
-    precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where the GPU has it
+    precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where it is fast
     compile: bool  # torch.compile, on a GPU only
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     num_workers: int = at_least(0)  # loader processes of each rank; 0 loads in the main process

@@ -10,18 +10,18 @@ One process at a time: the caller holds a lock (`support.files.exclusive`).
 import itertools
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, SSLError
 from tqdm import tqdm
-from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
+from urllib3.exceptions import SSLError as InsecureError
 from urllib3.util import Retry
 
 from support import interrupts
@@ -32,20 +32,35 @@ from support.progress_bars import progress_bar
 CHUNK = 1 << 16  # bytes; what a broken connection may lose
 TIMEOUT = (10, 30)  # seconds to connect, and between two bytes
 TRIES = 6  # failures in a row, without a new chunk in between, until we give up
-FIRST_WAIT = 1.0  # seconds; doubled after each failure in a row
+FIRST_WAIT = 1.0  # seconds; the first retry comes at once, and from then on the wait doubles
 LONGEST_WAIT = 300.0  # seconds; a server that says Retry-After may ask for this much
 BUSY = {408, 425, 429, 500, 502, 503, 504}  # answers that may be better in a while
 ABSENT = {401, 403, 404, 410}  # S3 says 403 where a file is missing
 
-Answer = TypeVar("Answer")
+
+class Retryable(Exception):  # noqa: N818 - a request to repeat
+    """An answer came, but not the bytes that were asked for; they may come when asked for once more."""
 
 
-class Again(Exception):  # noqa: N818 - a request to repeat
-    """It did not work, but may when repeated: `wait` seconds from now, or after the usual back-off."""
+class BoundedRetry(Retry):
+    """urllib3's retries, which ask no more where nothing would come of it."""
 
-    def __init__(self, reason: str, wait: float | None = None):
-        super().__init__(reason)
-        self.wait = wait
+    def increment(self, *args: Any, error: Exception | None = None, **more: Any) -> Retry:
+        if isinstance(error, InsecureError):  # a false certificate stays one
+            raise error
+        return super().increment(*args, error=error, **more)
+
+    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        try:
+            wait = super().get_retry_after(response)
+        except (InvalidHeader, ValueError, OverflowError):
+            return None
+        if wait and wait > LONGEST_WAIT:
+            raise RunError(f"the server is busy for {wait:,.0f} s; run this again after that to go on")
+        return wait
+
+
+RETRIES = BoundedRetry(TRIES - 1, status_forcelist=BUSY, backoff_factor=FIRST_WAIT)
 
 
 class PlainHttpRefused(HTTPAdapter):
@@ -58,38 +73,49 @@ class PlainHttpRefused(HTTPAdapter):
 def open_session(url: str) -> requests.Session:
     """A session for `url`.  One that starts on https stays on https, whatever the server says."""
     session = requests.Session()
-    if url.lower().startswith("https:"):
-        session.mount("http://", PlainHttpRefused())
+    session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+    is_secure = url.lower().startswith("https:")
+    session.mount("http://", PlainHttpRefused() if is_secure else HTTPAdapter(max_retries=RETRIES))
     return session
 
 
-@contextmanager
 def request(
     session: requests.Session, method: str, url: str, headers: dict[str, str] | None = None
-) -> Iterator[requests.Response]:
-    """The server's answer, its body still to be read; trouble on the way, then or later, is `Again`."""
+) -> requests.Response:
+    """The server's answer, its body still to be read; what fails on the way there is tried again.
+
+    Raises:
+        UsageError: this is no address.
+        RunError: there is no secure connection, `TRIES` tries in a row failed, or the server asks for
+            too long a wait.
+    """
     headers = {"Accept-Encoding": "identity"} | (headers or {})  # the file's own bytes, whose number we know
     try:
         with interrupts.at_once():
-            response = session.request(
-                method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True
-            )
-        with response:
-            yield response
+            return session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT)
     except (InvalidURL, MissingSchema, InvalidSchema) as error:
         raise UsageError(f"{url} is no address to download from: {error}") from None
     except SSLError as error:
         raise RunError(f"{url}: no secure connection: {_root(error)}") from None
-    except (requests.RequestException, HTTPError) as error:
-        raise Again(_root(error)) from None
+    except requests.RequestException as error:
+        raise _given_up(url, error) from None
+    except RunError as error:
+        raise RunError(f"{url}: {error}") from None
 
 
 def chunks_of(response: requests.Response) -> Iterator[bytes]:
-    """The body, piece by piece; a signal ends the wait for the next one."""
+    """The body, piece by piece; a signal ends the wait for the next one.
+
+    Raises:
+        Retryable: the connection broke.
+    """
     chunks = response.iter_content(CHUNK)
     while True:
-        with interrupts.at_once():
-            chunk = next(chunks, None)
+        try:
+            with interrupts.at_once():
+                chunk = next(chunks, None)
+        except (requests.RequestException, HTTPError) as error:
+            raise Retryable(_root(error)) from None
         if chunk is None:
             return
         yield chunk
@@ -99,45 +125,18 @@ def check_status(response: requests.Response) -> None:
     """Passes 200 and 206.
 
     Raises:
-        Again: the server is busy.
         UsageError: the file is not there.
         RunError: this is not going to be the file.
     """
     code, headers = response.status_code, response.headers
     if code in ABSENT:
         raise UsageError(f"{response.url} is not there (the server says {code} {response.reason})")
-    if code in BUSY:
-        raise Again(f"the server says {code} {response.reason}", _retry_after(headers.get("Retry-After")))
     if code not in (200, 206):
         raise RunError(f"{response.url}: the server says {code} {response.reason}")
     if headers.get("Content-Type", "").lower().startswith("text/html"):
         raise RunError(f"{response.url} answers with a web page, not the file: a log-in or an error page?")
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RunError(f"{response.url}: the server insists on an encoding ({headers['Content-Encoding']})")
-
-
-def persist(attempt: Callable[[], Answer], url: str, progress: Callable[[], int] = lambda: 0) -> Answer:
-    """Calls `attempt` until it raises `Again` no more; `progress` says how many bytes there are.
-
-    Raises:
-        RunError: `TRIES` failures in a row brought no new chunk, or the server asks for too long a wait.
-    """
-    failures, best = 0, progress()
-    while True:
-        try:
-            return attempt()
-        except Again as trouble:
-            reason, wait = str(trouble), trouble.wait
-        gained = progress() - best
-        best = max(best, progress())
-        failures = 1 if gained >= CHUNK else failures + 1
-        if failures == TRIES:
-            raise RunError(f"{url}: {TRIES} tries in a row failed ({reason}); run this again to go on")
-        if wait is None:
-            wait = FIRST_WAIT * 2 ** (failures - 1)
-        if wait > LONGEST_WAIT:
-            raise RunError(f"{url}: the server is busy for {wait:,.0f} s; run this again after that to go on")
-        _sleep(wait)
 
 
 def remote_size(url: str) -> int | None:
@@ -148,15 +147,11 @@ def remote_size(url: str) -> int | None:
         RunError: the server cannot be reached.
     """
 
-    def ask() -> int | None:
-        with request(session, "HEAD", url) as response:
-            if response.status_code in (405, 501):  # it knows no HEAD
-                return None
-            check_status(response)
-            return whole_number(response.headers.get("Content-Length"))
-
-    with open_session(url) as session:
-        return persist(ask, url)
+    with open_session(url) as session, request(session, "HEAD", url) as response:
+        if response.status_code in (405, 501):  # it knows no HEAD
+            return None
+        check_status(response)
+        return whole_number(response.headers.get("Content-Length"))
 
 
 def whole_number(text: str | None) -> int | None:
@@ -164,11 +159,8 @@ def whole_number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def _retry_after(text: str | None) -> float | None:
-    try:
-        return Retry().parse_retry_after(text) if text else None
-    except (InvalidHeader, ValueError, OverflowError):
-        return None
+def _given_up(url: str, error: Exception) -> RunError:
+    return RunError(f"{url}: {TRIES} tries in a row failed ({_root(error)}); run this again to go on")
 
 
 def _root(error: BaseException) -> str:
@@ -176,13 +168,6 @@ def _root(error: BaseException) -> str:
     while error.__context__:
         error = error.__context__
     return str(error) or type(error).__name__
-
-
-def _sleep(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        interrupts.check()
-        time.sleep(min(left, 0.2))
 
 
 @dataclass(frozen=True)
@@ -259,11 +244,24 @@ class _Part:
 
 
 def _fetch_all(part: _Part, pin: Pin | None, magic: bytes) -> None:
+    """Asks for what is missing until it is here; the tries are counted anew whenever a new chunk came."""
+    retries, most = RETRIES, part.have
     with (
         progress_bar(what=part.destination.name, unit="B", unit_scale=True) as bar,
         open_session(part.url) as session,
     ):
-        persist(lambda: _fetch(session, part, pin, magic, bar), part.url, progress=lambda: part.have)
+        while True:
+            try:
+                return _fetch(session, part, pin, magic, bar)
+            except Retryable as error:
+                retries = RETRIES if part.have >= most + CHUNK else retries
+                most = max(most, part.have)
+                try:
+                    retries = retries.increment(error=error)
+                except MaxRetryError:
+                    raise _given_up(part.url, error) from None
+            with interrupts.at_once():
+                retries.sleep()
 
 
 def _fetch(session: requests.Session, part: _Part, pin: Pin | None, magic: bytes, bar: tqdm) -> None:
@@ -277,7 +275,7 @@ def _fetch(session: requests.Session, part: _Part, pin: Pin | None, magic: bytes
     with request(session, "GET", part.url, headers) as response:
         if response.status_code == 416:  # we have more than there is: it was another file
             part.discard()
-            raise Again("the partial file does not fit the server's", wait=0)
+            raise Retryable("the partial file does not fit the server's")
         check_status(response)
         version, offset = _version(response)
         if pin and version["size"] not in (None, pin.size):
@@ -286,10 +284,10 @@ def _fetch(session: requests.Session, part: _Part, pin: Pin | None, magic: bytes
             )
         if offset is None or offset not in (0, start):
             part.wrong_ranges += 1
-            raise Again(f"asked for the bytes from {start:,} on, the server sent others", wait=0)
+            raise Retryable(f"asked for the bytes from {start:,} on, the server sent others")
         if offset and not _same(version, part.version):
             part.discard()
-            raise Again("the file has changed on the server", wait=0)
+            raise Retryable("the file has changed on the server")
         _receive(response, part, version, offset, magic, bar)
 
 
@@ -306,7 +304,7 @@ def _receive(
     if offset == 0:
         first = next(chunks, b"")
         if not first:
-            raise Again("the server sent nothing")
+            raise Retryable("the server sent nothing")
         if not first.startswith(magic[: len(first)]):  # looked at before what we have is given up for it
             raise RunError(f"{part.url} does not send the file: is it a log-in or an error page?")
         chunks = itertools.chain([first], chunks)
@@ -334,10 +332,10 @@ def _receive(
             file.truncate()
             part.note(version)
     if size is None or have < size:
-        raise Again(f"the connection ended after {have:,} of {size or known:,} bytes")
+        raise Retryable(f"the connection ended after {have:,} of {size or known:,} bytes")
     if have > size:
         part.discard()
-        raise Again(f"the server sent more than the {size:,} bytes that it said")
+        raise Retryable(f"the server sent more than the {size:,} bytes that it said")
     part.version["size"] = size
 
 

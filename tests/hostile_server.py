@@ -2,10 +2,21 @@
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
 
 Behaviour = Callable[["Handler"], None]
+
+
+def skip_waits(monkeypatch: pytest.MonkeyPatch, noted: list[float] | None = None) -> None:
+    """Has the waits between two tries noted instead of waited."""
+    sleep = [].append if noted is None else noted.append
+    clock = SimpleNamespace(sleep=sleep, time=time.time)
+    monkeypatch.setattr("urllib3.util.retry.time", clock)
 
 
 class HostileServer(ThreadingHTTPServer):
@@ -134,7 +145,7 @@ def answer(handler: Handler, content: bytes, kind: str) -> None:
 
 
 def busy(seconds: str | None = None) -> Behaviour:
-    headers = {"Content-Length": 0} | ({"Retry-After": seconds} if seconds else {})
+    headers = {"Content-Length": 0, "Connection": "close"} | ({"Retry-After": seconds} if seconds else {})
     return lambda handler: handler.head(503, headers)
 
 

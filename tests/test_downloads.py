@@ -21,7 +21,7 @@ from support import interrupts
 from support.errors import RunError, UsageError
 from support.files import exclusive
 from tests import hostile_server as hostile
-from tests.hostile_server import HostileServer, cut_after, ignore_range_and_cut_after
+from tests.hostile_server import HostileServer, cut_after, ignore_range_and_cut_after, skip_waits
 
 CHUNK = 4096
 CONTENT = b"PK" + random.Random(0).randbytes(100_000)
@@ -41,7 +41,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Small chunks, and waits that are noted instead of waited."""
     noted: list[float] = []
     monkeypatch.setattr(downloads, "CHUNK", CHUNK)
-    monkeypatch.setattr(downloads, "_sleep", noted.append)
+    skip_waits(monkeypatch, noted)
     return noted
 
 
@@ -178,7 +178,7 @@ def test_retries_are_bounded_back_off_and_keep_what_came(
     server.script = [cut_after(40_000)] + [hostile.hang_up] * downloads.TRIES
     with pytest.raises(RunError, match="run this again to go on"):
         download(server.url, tmp_path / "file.zip")
-    assert waits == [1, 2, 4, 8, 16]
+    assert waits == [2, 4, 8, 16], "the first retry comes at once"
     assert (tmp_path / "file.zip.part").stat().st_size >= 40_000 - CHUNK
     server.script = []
     download(server.url, tmp_path / "file.zip", PIN)
@@ -194,6 +194,12 @@ def test_retry_after_is_honoured_and_bounded(
     server.script = [hostile.busy("4000")]
     with pytest.raises(RunError, match="busy for 4,000 s"):
         download(server.url, tmp_path / "other.zip", PIN)
+
+
+def test_a_connection_that_is_not_secure_is_tried_once(server: HostileServer, tmp_path: Path, waits) -> None:
+    with pytest.raises(RunError, match=r"^https://.*: no secure connection"):
+        download(server.url.replace("http:", "https:"), tmp_path / "file.zip")
+    assert not waits
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, UsageError), (403, UsageError), (418, RunError)])

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 import process_coco
-from coco import downloads
 from coco.caption_files import read_captions
 from coco.tokenizer import load_tokenizer
 from paths import SPLITS, image_name, locations
 from process_coco import ARCHIVES, main
 from support.errors import RunError, UsageError
+from tests.hostile_server import skip_waits
 
 REPOSITORY = Path(process_coco.__file__).parent
 IDS = {
@@ -77,7 +77,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of Python's own file server over the archives; `server_log` has what it was asked."""
-    monkeypatch.setattr(downloads, "_sleep", lambda _: None)
+    skip_waits(monkeypatch)
     handler = functools.partial(QuietHandler, directory=str(source))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()

@@ -17,7 +17,7 @@ from coco.downloads import Pin, download
 from support.errors import RunError, UsageError
 from tests import hostile_server as hostile
 from tests.checkpoint_cases import forked
-from tests.hostile_server import HostileServer, cut_after, ignore_range_and_cut_after
+from tests.hostile_server import HostileServer, cut_after, ignore_range_and_cut_after, skip_waits
 from tests.test_archives import contents, make_archive, unpack
 
 pytestmark = pytest.mark.timeout(600)
@@ -34,7 +34,7 @@ WASTEFUL = [hostile.wrong_offset, hostile.too_much, hostile.change, hostile.shri
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileServer]:
     monkeypatch.setattr(downloads, "CHUNK", CHUNK)
-    monkeypatch.setattr(downloads, "_sleep", lambda _: None)
+    skip_waits(monkeypatch)
     server = HostileServer(CONTENT)
     yield server
     server.shutdown()

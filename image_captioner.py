@@ -18,6 +18,7 @@ from transformer_components import (
     DecoderCache,
     Linear,
     StackConfig,
+    StaticCache,
     TransformerDecoder,
     TransformerEncoder,
     TransformerEncoderDecoder,
@@ -286,7 +287,7 @@ class CaptionDecoder(nn.Module):
         self,
         tokens: Tensor,
         memory: Tensor | None,
-        cache: DecoderCache | None = None,
+        cache: DecoderCache | StaticCache | None = None,
         position: int | None = None,
         cross_weights: list[Tensor] | None = None,
     ) -> Tensor:
@@ -302,20 +303,29 @@ class CaptionDecoder(nn.Module):
         Raises:
             ValueError: a token beyond the context length; a position that is not where the cache stands.
         """
-        expected = 0 if cache is None else cache.position
-        position = expected if position is None else position
-        if cache is not None and position != expected:
-            raise ValueError(f"the cache holds {expected} tokens, but these are said to start at {position}")
-        end = position + tokens.shape[1]
-        if position < 0 or end > self.context_length:
-            raise ValueError(f"positions {position} to {end - 1} exceed the context of {self.context_length}")
-        x = self.token_embedding(tokens) * self.embedding_scale + self.positions[position:end]  # (B, T, D)
+        x = self.token_embedding(tokens) * self.embedding_scale  # (B, T, D)
+        x = x + self._positions(tokens.shape[1], cache, position)
         x = self.transformer(self.dropout(x), memory, cache, cross_weights)
         if cache is None:
             return self.to_vocabulary(x)
         # A search sorts these logits, and half precision makes ties of what differs: the weights' own format.
         with without_autocast(x.device):
             return self.to_vocabulary(x.to(self.to_vocabulary.weight.dtype))
+
+    def _positions(
+        self, count: int, cache: DecoderCache | StaticCache | None, position: int | None
+    ) -> Tensor:
+        """The positions (T, D) of the next `count` tokens."""
+        expected = 0 if cache is None else cache.position
+        if isinstance(expected, Tensor):  # a step that may be recorded: the position is on the device
+            return self.positions.index_select(0, expected)
+        position = expected if position is None else position
+        if cache is not None and position != expected:
+            raise ValueError(f"the cache holds {expected} tokens, but these are said to start at {position}")
+        end = position + count
+        if position < 0 or end > self.context_length:
+            raise ValueError(f"positions {position} to {end - 1} exceed the context of {self.context_length}")
+        return self.positions[position:end]
 
 
 def build_captioner(

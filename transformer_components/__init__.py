@@ -1,7 +1,7 @@
 """A transformer written by hand: attention, stacks, KV cache and beam search.
 
 It knows nothing of images or captions.  Read in this order: attention, sublayers, encoder, kv_cache, decoder,
-beam_search, encoder_decoder.
+beam_search, encoder_decoder, static_decoding.
 """
 
 from transformer_components.attention import MultiHeadAttention, causal_mask, scaled_dot_product_attention
@@ -13,6 +13,7 @@ from transformer_components.initialisation import initialise, sinusoids
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.linear import Linear
 from transformer_components.stack_config import StackConfig
+from transformer_components.static_decoding import StaticCache, StaticDecoding
 from transformer_components.sublayers import FeedForward, Residual
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "MultiHeadAttention",
     "Residual",
     "StackConfig",
+    "StaticCache",
+    "StaticDecoding",
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerEncoderDecoder",

@@ -13,7 +13,7 @@ Shapes: B sources still searched, W beams, V vocabulary, L longest hypothesis, C
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,10 +76,19 @@ class Beams:
     length: Tensor  # (B, W) int64, counts the end token
     finished: Tensor  # (B, W) bool
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of the fields."""
+        return self.tokens, self.token_log_probabilities, self.log_probability, self.length, self.finished
+
     def select(self, sources: list[int]) -> "Beams":
         """The beams of some sources only."""
         index = torch.tensor(sources, dtype=torch.long, device=self.length.device)
-        return Beams(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Beams(*(tensor[index] for tensor in self.tensors()))
+
+    def copy_(self, other: "Beams") -> None:
+        """Writes other beams, of as many sources or of one, into these tensors."""
+        for mine, theirs in zip(self.tensors(), other.tensors()):
+            mine.copy_(theirs)
 
 
 def beam_search(
@@ -120,6 +129,7 @@ def beam_search(
     live = list(range(num_sources))  # the sources still in the batch
     tokens = torch.full((num_sources, 1), start_token, device=device)
     rows = torch.arange(num_sources, device=device)[:, None]
+    position = torch.zeros(1, dtype=torch.long, device=device)
     beams = None
 
     for length in range(1, options.max_length + 1):
@@ -127,8 +137,9 @@ def beam_search(
             break
         logits = step(tokens, rows).index_fill(2, forbidden, float("-inf"))  # (B, W, V)
         if beams is None:
-            beams = _no_beams(logits, options.max_length, end_token)
-        beams, parents = _advance(beams, logits, length, options, end_token)
+            beams = empty_beams(len(live), 1, options.max_length, end_token, logits.dtype, device)
+        beams, parents = advance(beams, logits, position, options, end_token)
+        position += 1
         first_rows = torch.arange(len(live), device=device)[:, None] * logits.shape[1]
         rows = first_rows + parents  # (B, W)
 
@@ -141,7 +152,7 @@ def beam_search(
         if any(done):
             leaving = [b for b, is_done in enumerate(done) if is_done]
             staying = [b for b, is_done in enumerate(done) if not is_done]
-            for b, hypotheses in zip(leaving, _hypotheses(beams.select(leaving), options)):
+            for b, hypotheses in zip(leaving, hypotheses_of(beams.select(leaving), options)):
                 found[live[b]] = hypotheses
             live = [live[b] for b in staying]
             beams, rows = beams.select(staying), rows[staying]
@@ -149,28 +160,43 @@ def beam_search(
     return found
 
 
-def _no_beams(logits: Tensor, max_length: int, end_token: int) -> Beams:
-    """One empty hypothesis for each source, in the precision of the logits but never below float32."""
-    shape, device = logits.shape[:2], logits.device
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+def empty_beams(
+    sources: int, beams: int, max_length: int, end_token: int, dtype: torch.dtype, device: torch.device | str
+) -> Beams:
+    """What a search starts from: the first beam of each source is empty, the others are no hypotheses yet.
+
+    Args:
+        sources: B.
+        beams: W.
+        max_length: L.
+        end_token: fills what is not written yet.
+        dtype: of the logits; log-probabilities are kept in the same, but never below float32.
+        device: where they lie.
+    """
+    shape, dtype = (sources, beams), torch.promote_types(dtype, torch.float32)
+    missing = (torch.arange(beams, device=device) > 0).expand(
+        shape
+    )  # counts as finished: nothing waits for it
     return Beams(
         tokens=torch.full((*shape, max_length), end_token, device=device),
         token_log_probabilities=torch.zeros(*shape, max_length, dtype=dtype, device=device),
-        log_probability=torch.zeros(shape, dtype=dtype, device=device),
+        log_probability=torch.zeros(shape, dtype=dtype, device=device).masked_fill(missing, float("-inf")),
         length=torch.zeros(shape, dtype=torch.long, device=device),
-        finished=torch.zeros(shape, dtype=torch.bool, device=device),
+        finished=missing.clone(),
     )
 
 
-def _advance(
-    beams: Beams, logits: Tensor, length: int, options: BeamSearchOptions, end_token: int
+def advance(
+    beams: Beams, logits: Tensor, position: Tensor, options: BeamSearchOptions, end_token: int
 ) -> tuple[Beams, Tensor]:
-    """One step of the search.
+    """One step of the search, in which nothing waits for the device.
 
     Args:
-        beams: w beams of each source (w = 1 at the first step, else W).
+        beams: w beams of each source, w = 1 or W.
         logits: (B, w, V).
-        length: of the hypotheses that this step extends.
+        position: (1,) int64, on the device: of the token that this step adds, counted from 0.
+        options: how to search.
+        end_token: finishes a hypothesis.
 
     Returns:
         The best W, and for each the beam (B, W) that it continues.
@@ -178,20 +204,24 @@ def _advance(
     tokens, log_probabilities = _extensions(beams, logits, options.num_beams, end_token)  # (B, w, C)
     candidates = tokens.shape[2]
     totals = beams.log_probability[:, :, None] + log_probabilities
-    lengths = torch.where(beams.finished, beams.length, length)  # (B, w)
+    lengths = torch.where(beams.finished, beams.length, position + 1)  # (B, w)
     scores = totals / (lengths.to(totals.dtype) ** options.length_alpha)[:, :, None]
 
     _, best = scores.flatten(1).topk(options.num_beams)  # (B, W), best first
     parents = best // candidates
     totals = totals.flatten(1).gather(1, best)
     tokens = tokens.flatten(1).gather(1, best)
+    log_probabilities = log_probabilities.flatten(1).gather(1, best)
     history = parents[:, :, None].expand(-1, -1, beams.tokens.shape[2])  # (B, W, L)
-    all_tokens = beams.tokens.gather(1, history)
-    all_log_probabilities = beams.token_log_probabilities.gather(1, history)
-    all_tokens[:, :, length - 1] = tokens
-    all_log_probabilities[:, :, length - 1] = log_probabilities.flatten(1).gather(1, best)
-    finished = tokens == end_token
-    return Beams(all_tokens, all_log_probabilities, totals, lengths.gather(1, parents), finished), parents
+    return Beams(
+        beams.tokens.gather(1, history).index_copy_(2, position, tokens[:, :, None]),
+        beams.token_log_probabilities.gather(1, history).index_copy_(
+            2, position, log_probabilities[:, :, None]
+        ),
+        totals,
+        lengths.gather(1, parents),
+        finished=tokens == end_token,
+    ), parents
 
 
 def _extensions(beams: Beams, logits: Tensor, num_beams: int, end_token: int) -> tuple[Tensor, Tensor]:
@@ -216,7 +246,7 @@ def _extensions(beams: Beams, logits: Tensor, num_beams: int, end_token: int) ->
     return F.pad(tokens, (0, 1), value=end_token), torch.cat([log_probabilities, stay[:, :, None]], dim=2)
 
 
-def _hypotheses(beams: Beams, options: BeamSearchOptions) -> list[list[Hypothesis]]:
+def hypotheses_of(beams: Beams, options: BeamSearchOptions) -> list[list[Hypothesis]]:
     """The `n_best` of each source as plain Python values."""
     if not (beams.log_probability < float("inf")).all():
         raise FloatingPointError("beam search got logits that are NaN or +inf")

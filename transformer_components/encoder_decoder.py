@@ -5,11 +5,13 @@ Shapes: B sources, W beams, T tokens, S source length, M memory width, V vocabul
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis, beam_search
+from transformer_components.static_decoding import EXECUTIONS, Execution, StaticDecoding
 
 
 class TransformerEncoderDecoder(nn.Module):
@@ -24,6 +26,7 @@ class TransformerEncoderDecoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.static_decoding = StaticDecoding()
 
     def forward(self, source: Tensor, tokens: Tensor, cross_weights: list[Tensor] | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of tokens (B, T).
@@ -44,6 +47,7 @@ class TransformerEncoderDecoder(nn.Module):
         end_token: int,
         forbidden_tokens: Collection[int] = (),
         memory: Tensor | None = None,
+        execution: Execution | Literal["auto"] = "auto",
     ) -> list[list[Hypothesis]]:
         """Searches for the likeliest outputs.  Encodes once, tracks no gradient, drops nothing out.
 
@@ -54,6 +58,7 @@ class TransformerEncoderDecoder(nn.Module):
             end_token: what ends it.
             forbidden_tokens: what no output may hold, such as padding.
             memory: (B, S, M) the encoder's output, if it is there already.
+            execution: how the decoder's steps are run; `auto` is what the type of device is best at.
 
         Returns:
             For each source its `n_best` hypotheses, best first.
@@ -68,6 +73,14 @@ class TransformerEncoderDecoder(nn.Module):
             raise ValueError(f"max_length {options.max_length} is more than the decoder's context of {limit}")
         with evaluating(self):
             memory = self.encoder(source) if memory is None else memory  # (B, S, M)
+            search = (options, start_token, end_token, forbidden_tokens)
+            if execution == "auto":
+                execution = EXECUTIONS.get(memory.device.type, "eager")
+            if execution != "eager" and len(memory) > 0:
+                try:
+                    return self.static_decoding.search(self.decoder, memory, *search, execution)
+                except torch.OutOfMemoryError:
+                    self.static_decoding.release()  # sources that leave, as below, leave room
             cache = self.decoder.new_cache(memory)
 
             def step(tokens: Tensor, rows: Tensor) -> Tensor:
@@ -75,9 +88,7 @@ class TransformerEncoderDecoder(nn.Module):
                 logits = self.decoder(tokens.reshape(-1, 1), memory=None, cache=cache)  # (B·W, 1, V)
                 return logits.view(*tokens.shape, -1)  # (B, W, V)
 
-            return beam_search(
-                step, len(memory), options, start_token, end_token, forbidden_tokens, memory.device
-            )
+            return beam_search(step, len(memory), *search, memory.device)
 
 
 @contextmanager

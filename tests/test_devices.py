@@ -154,7 +154,7 @@ class Watch(TorchDispatchMode):
 def test_a_search_runs_on_a_device_that_it_was_not_written_for_and_needs_no_float64(monkeypatch):
     """On "meta", which computes nothing but refuses, as a GPU does, tensors that lie elsewhere."""
     module = importlib.import_module("transformer_components.beam_search")  # a function has this name, too
-    monkeypatch.setattr(module, "_hypotheses", lambda beams, _: [[] for _ in beams.tokens])  # reads numbers
+    monkeypatch.setattr(module, "hypotheses_of", lambda beams, _: [[] for _ in beams.tokens])  # reads numbers
     captioner = random_captioner()
     captioner.model.to("meta")
     captioner.device, captioner.options = torch.device("meta"), BeamSearchOptions(7, 3)

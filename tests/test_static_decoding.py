@@ -152,5 +152,15 @@ def test_a_cpu_decodes_eagerly(monkeypatch):
     assert decode(model, images, "auto") == decode(model, images, "eager")
 
 
+def test_a_step_touches_nothing_that_lies_elsewhere_and_asks_the_device_nothing(monkeypatch):
+    """On "meta", which computes nothing, and refuses tensors that lie elsewhere and questions for values."""
+    model, searches = restless_captioner().to("meta"), []
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda _: False)  # whether all are finished
+    monkeypatch.setattr(static_decoding, "hypotheses_of", lambda *_: searches.append(1))
+    for _ in range(2):
+        decode(model, torch.zeros(4, 3, 32, 32, device="meta"), "static")
+    assert len(searches) == 2
+
+
 def test_no_sources_give_no_hypotheses():
     assert decode(restless_captioner(), random_images(0), "static") == []

@@ -197,6 +197,15 @@ def rehearsals(options: argparse.Namespace, scratch: Path) -> Iterator[None]:
             end(process, signal.SIGKILL)
 
 
+def end_rehearsals(options: argparse.Namespace, report: Report) -> None:
+    """Ends those that still run, and says how far they came: what is missing will be compiled later."""
+    for process in options.rehearsals:
+        code = process.poll()
+        report.say(f"compiling ahead: {'not finished' if code is None else f'exit code {code}'}")
+        end(process, signal.SIGKILL)
+    options.rehearsals = []
+
+
 def environment(options: argparse.Namespace, data: Path | None) -> dict[str, str]:
     there = {"COCO_ROOT": str((data / "data").resolve())} if data else {}
     return {**os.environ, "PYTHONUNBUFFERED": "1", "OUT": str(options.out.resolve()), **there}
@@ -219,8 +228,7 @@ def run(
 ) -> Outcome:
     """Runs a part to its end or to its limit; its lines are passed on as they come."""
     if part != "tests":
-        for process in options.rehearsals:  # what is timed must be alone on the machine
-            end(process, signal.SIGKILL)
+        end_rehearsals(options, report)  # what is timed must be alone on the machine
     words = shlex.join(command)
     report.say(f"{part}: at most {limit:.0f} s: {words}")
     began = time.monotonic()

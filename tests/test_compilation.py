@@ -114,6 +114,14 @@ def test_the_compiled_captioner_learns_as_the_plain_one_also_what_gets_unfrozen(
     assert graphs == [6, 6], "frozen, and unfrozen"
 
 
+@pytest.mark.parametrize(("capability", "compiles"), [((7, 5), True), ((6, 1), False)])
+def test_a_gpu_for_which_there_are_no_kernels_runs_the_plain_model(capability, compiles, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    model = nn.Linear(2, 2)
+    assert (network.wrap(model, True, torch.device("cuda"), uneven=False) is model) != compiles
+    assert network.wrap(model, False, torch.device("cuda"), uneven=False) is model
+
+
 @pytest.mark.timeout(300)
 def test_two_compiled_ranks_learn_as_one_plain_process(run, tmp_path):
     run("captioner", tmp_path / "one", compiled=False)

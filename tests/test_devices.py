@@ -93,6 +93,17 @@ def test_training_takes_what_it_is_told(name):
     assert choose_precision("bfloat16", torch.device(name)) is torch.bfloat16
 
 
+@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bfloat16_trains_in_float16(monkeypatch, has_bfloat16, expected):
+    """A T4, say: torch would emulate bfloat16 there, slower than float32."""
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        return has_bfloat16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert choose_precision("auto", CUDA) is decoding_precision("auto", CUDA) is expected
+
+
 # --- an Apple GPU; there is none here, so what torch says of one is made up ---
 
 

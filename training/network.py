@@ -7,6 +7,7 @@ from support import distributed
 
 # torch.compile's backend, by the type of device; on a CPU, compiling takes longer than it saves.
 BACKENDS = {"cuda": "inductor"}
+OLDEST_COMPILED = (7, 0)  # compute capability: Triton makes no kernels for a GPU before Volta
 
 
 def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -> nn.Module:
@@ -14,13 +15,13 @@ def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -
 
     Args:
         model: on `device`; those of its parameters learn that have `requires_grad`.
-        compiled: whether to compile it, where the device has a backend.
+        compiled: whether to compile it, where the device can.
         device: where the model lies.
         uneven: whether what the model is called with are images and tokens (B, T), T differing from batch to
             batch: then one graph is made for all T and B, and not one for the first and two more later.
     """
     network = model
-    if compiled and device.type in BACKENDS:
+    if compiled and can_compile(device):
         # Dynamo 2.11 does not look at requires_grad, and would go on with the graphs of a frozen encoder;
         # newer ones add graphs at each unfreezing until they reach their limit, and then compile no more.
         torch.compiler.reset()
@@ -33,6 +34,12 @@ def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -
     if distributed.world_size() > 1:
         network = nn.parallel.DistributedDataParallel(network)
     return network
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has a backend for the device."""
+    too_old = device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_COMPILED
+    return device.type in BACKENDS and not too_old
 
 
 def _mark_dynamic(_: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:

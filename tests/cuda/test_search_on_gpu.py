@@ -1,6 +1,7 @@
 """Captions found on a GPU, beside those that the CPU finds."""
 
 import inspect
+import re
 from dataclasses import replace
 
 import pytest
@@ -64,7 +65,7 @@ def test_in_half_precision_a_caption_is_as_likely_as_in_float32(device):
 
 @pytest.mark.gpu_only
 def test_images_that_do_not_fit_in_memory_together_are_decoded_in_halves(device, capsys):
-    images = drawn_images(4096)
+    images = drawn_images(8192)
     captioner = captioner_on(device)
     expected = [best.tokens for best, *_ in captioner.decode(images[:1024])]
     del captioner
@@ -72,7 +73,7 @@ def test_images_that_do_not_fit_in_memory_together_are_decoded_in_halves(device,
     captioner = captioner_on(device)
     torch.cuda.reset_peak_memory_stats()
     captioner.decode(images[:1024])
-    enough = 1.5 * torch.cuda.max_memory_reserved()
+    enough = 2 * torch.cuda.max_memory_reserved()
     del captioner
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(device).total_memory
@@ -83,7 +84,9 @@ def test_images_that_do_not_fit_in_memory_together_are_decoded_in_halves(device,
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-    assert "no memory to decode 4096 pictures at once, so it goes on with 2048" in capsys.readouterr().err
+    assert re.search(
+        r"no memory to decode 8192 \w+ at once, so it goes on with 4096", capsys.readouterr().err
+    )
     assert len(found) == len(images)
     # Sums in another order may make another caption win now and then, where two are equally likely.
     assert sum(one == other for one, other in zip(found, expected)) >= 0.99 * len(expected)

@@ -15,27 +15,24 @@ Shape letters: B batch, T caption tokens, H and W the model's picture size.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from coco.processed import load_data_tokenizer, load_split
-from coco.split_file import SplitFile, folder_splits
+from coco.data import CocoData
+from coco.processed import load_data_tokenizer
 from coco.tokenizer import PAD
 from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
-from images.resized_copies import size_for_training
-from paths import image_name, with_copies
-from paths import paths as default_paths
+from paths import paths
 from support import distributed
 from support.errors import RunError, UsageError
-from support.files import Record
-from support.remedies import prepare_command
+from training.config import TrainingConfig
 from training.loading import Loader, samples_or_errors
 from training.ragged import Ragged
 from training.randomness import mix, seeded
@@ -43,6 +40,8 @@ from training.sampling import EpochSampler, EvaluationSampler, Key, subset_of
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]
+
+COCO = CocoData(paths)  # the data that all here reads unless other data are named
 
 # Whole words that a mirrored picture would make wrong; "bright" and "leftovers" are not among them.
 # English only: in another language captions that name a side go with mirrored images, too.
@@ -104,8 +103,7 @@ class CocoDataset(Dataset):
     """
 
     image_ids: Tensor  # (samples,) int64, the picture of each sample
-    paths: Mapping[str, Path]
-    split_file: SplitFile | None
+    data: CocoData
     skip_unreadable = False  # True, for training only: a batch leaves out what cannot be read, and says so
 
     def __len__(self) -> int:
@@ -123,12 +121,6 @@ class CocoDataset(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | RunError]:
         """The samples of a batch, as a `Loader` asks for them."""
         return samples_or_errors(self, keys)
-
-    def file(self, split: str, image_id: int) -> Path:
-        """Where a picture of a split lies."""
-        if self.split_file is not None:
-            split = self.split_file.folder_split(split, image_id)
-        return self.paths[f"{split}_images"] / image_name(image_id)
 
     def batch(self, samples: Sequence[Sample | RunError]) -> Batch | RunError:
         """The batch of some samples; or, unless they are to be skipped, the first error among them."""
@@ -149,9 +141,8 @@ class CaptFirstDataset(CocoDataset):
     Args:
         split: "train" or "val".
         transform: from (3, h, w) uint8 to (3, H, W).
-        paths: where the files lie, as `paths.locations` makes it.
+        data: where the files lie and which image is in which split.
         subset: share of the images to take, in (0, 1]; their captions stay together.
-        split_file: deals the pictures of train2017 and val2017 out anew; None is COCO's own split.
         context_length: most tokens the decoder reads.  It reads all but the last and predicts all but the
             first, so a caption may have one more; a longer one is cut before its <EOS>.  None cuts nothing.
         pad_id: the token to pad with; None takes the tokenizer's <PAD>.
@@ -165,14 +156,13 @@ class CaptFirstDataset(CocoDataset):
         split: str,
         transform: Transform,
         *,
-        paths: Mapping[str, Path] = default_paths,
+        data: CocoData = COCO,
         subset: float = 1.0,
-        split_file: SplitFile | None = None,
         context_length: int | None = None,
         pad_id: int | None = None,
     ):
-        tokenizer = load_data_tokenizer(paths)
-        entries = load_split(paths, split, "tokenized", split_file, tokenizer.get_vocab_size())
+        tokenizer = load_data_tokenizer(data.paths)
+        entries = data.tokenized(split, tokenizer.get_vocab_size())
         image_ids = torch.tensor([entry["image_id"] for entry in entries], dtype=torch.int64)
         chosen = torch.isin(image_ids, choose_images(image_ids.unique(), subset)).nonzero()[:, 0]
         captions = [entries[row]["caption"] for row in chosen.tolist()]
@@ -180,7 +170,7 @@ class CaptFirstDataset(CocoDataset):
         self.image_ids = image_ids[chosen]
         self.captions = Ragged(shortened(caption, context_length) for caption in captions)
         self.pad_id = tokenizer.token_to_id(PAD) if pad_id is None else pad_id
-        self.split, self.paths, self.split_file = split, paths, split_file
+        self.split, self.data = split, data
         self.transform = self.keep_sides = transform
         self.speaks_of_sides = torch.zeros(len(captions), dtype=torch.bool)
         if isinstance(transform, TrainingTransform):
@@ -204,7 +194,7 @@ class CaptFirstDataset(CocoDataset):
         image_id = int(self.image_ids[index])
         keep_sides = self.speaks_of_sides[self.rows_of(index)].any()
         transform = self.keep_sides if keep_sides else self.transform
-        image = transformed(self.file(self.split, image_id), transform, seed)
+        image = transformed(self.data.image_file(self.split, image_id), transform, seed)
         return CaptionSample(image, self.tokens_of(index), image_id, seed)
 
     def stand_in(self) -> CaptionSample:
@@ -226,7 +216,7 @@ class ImageCaptionsDataset(CaptFirstDataset):
             there are fewer, rows of padding, which no loss counts, fill up.
     """
 
-    def __init__(self, split: str, transform: Transform, *, captions_per_image: int, **options: Any):
+    def __init__(self, split: str, transform: Transform, *, captions_per_image: int, **options: object):
         super().__init__(split, transform, **options)
         self.captions_per_image = captions_per_image
         self.rows = self.image_ids.argsort(stable=True)  # of `captions`, those of an image side by side
@@ -270,15 +260,14 @@ class ImgFirstDataset(CocoDataset):
         split: str,
         transform: Transform,
         *,
-        paths: Mapping[str, Path] = default_paths,
+        data: CocoData = COCO,
         subset: float = 1.0,
-        split_file: SplitFile | None = None,
     ):
-        captions = dict(load_split(paths, split, "im2capts", split_file))
+        captions = dict(data.captions(split))
         image_ids = torch.tensor(sorted(captions), dtype=torch.int64)
         self.image_ids = choose_images(image_ids, subset)
         self.captions = Ragged((json.dumps(captions[i]).encode() for i in self.image_ids.tolist()), "B")
-        self.split, self.paths, self.split_file = split, paths, split_file
+        self.split, self.data = split, data
         self.transform = transform
 
     @property
@@ -288,7 +277,7 @@ class ImgFirstDataset(CocoDataset):
 
     def sample(self, index: int, seed: int) -> ReferenceSample:
         image_id = int(self.image_ids[index])
-        image = transformed(self.file(self.split, image_id), self.transform, seed)
+        image = transformed(self.data.image_file(self.split, image_id), self.transform, seed)
         return ReferenceSample(image, json.loads(bytes(self.captions[index].numpy())), image_id)
 
     def collate(self, samples: Sequence[ReferenceSample]) -> ReferenceBatch:
@@ -308,23 +297,22 @@ class ImageOnlyDataset(CocoDataset):
         splits: str | Sequence[str],
         transform: Transform,
         *,
-        paths: Mapping[str, Path] = default_paths,
+        data: CocoData = COCO,
         subset: float = 1.0,
-        split_file: SplitFile | None = None,
     ):
         splits = [splits] if isinstance(splits, str) else list(splits)
-        image_ids = [torch.tensor(load_split(paths, split, "image_ids", split_file)) for split in splits]
+        image_ids = [torch.tensor(data.image_ids(split)) for split in splits]
         numbers = torch.repeat_interleave(torch.tensor([len(ids) for ids in image_ids]))
         everything = torch.cat(image_ids)
         chosen = torch.isin(everything, choose_images(everything, subset))
         self.image_ids = everything[chosen]
         self.split_numbers = numbers[chosen]  # (samples,): to which of the splits each picture belongs
-        self.splits, self.paths, self.split_file = splits, paths, split_file
+        self.splits, self.data = splits, data
         self.transform = transform
 
     def sample(self, index: int, seed: int) -> ImageSample:
         image_id = int(self.image_ids[index])
-        path = self.file(self.splits[self.split_numbers[index]], image_id)
+        path = self.data.image_file(self.splits[self.split_numbers[index]], image_id)
         return ImageSample(transformed(path, self.transform, seed), image_id, seed)
 
     def stand_in(self) -> ImageSample:
@@ -362,34 +350,39 @@ def choose_images(image_ids: Tensor, share: float) -> Tensor:
     return image_ids[subset_of(image_ids, share)]
 
 
-def training_pictures(
-    paths: Mapping[str, Path],
-    splits: Sequence[str],
-    split_file: SplitFile | None,
-    image_size: int,
-    resume: Mapping[str, Any] | None,
-) -> tuple[int | None, Mapping[str, Path]]:
-    """Whether a run trains on pre-resized copies; see `images.resized_copies.size_for_training`.
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What the loaders of a run have in common."""
 
-    Copies change pixels a little, so that they are for training only; figures come from the originals.
+    subset: float = 1.0  # share of the images, in (0, 1]
+    seed: int = 0  # of the order and of all that is random about the samples
+    rank: int = field(default_factory=lambda: distributed.rank())  # this process, 0 to world_size - 1
+    world_size: int = field(default_factory=lambda: distributed.world_size())  # who share the samples
+    timeout: float | None = None  # `loading_timeout` of the configuration, seconds; None: there is none
 
-    Returns:
-        The copies' size, None for the originals; and the file locations, to be given to the training loader.
+    # Of shuffled loaders
+    accumulation: int = 1  # micro-batches into which each rank's share of a batch is cut
+    # Leave samples whose images cannot be read out of their batches, which say so in `unreadable`; else such
+    # an image is an error.  An evaluation never leaves any out: a split is scored as a whole.
+    skip_unreadable: bool = False
+    length_buckets: bool = False  # batches of captions of like length, see `training.sampling.bucketed`
 
-    Raises:
-        UsageError: the run was begun with copies that are gone, or its machines hold different ones.
-    """
-    splits = folder_splits(splits, split_file)
-    record = Record(paths["record"])
-    size = size_for_training(splits, image_size, partial(with_copies, paths), record, resume)
-    sizes = set(distributed.gathered(size))
-    if len(sizes) > 1:
-        command = prepare_command(paths, "--resize", max(filter(None, sizes)))
-        raise UsageError(
-            f"some machines of this run have copies of the pictures in {paths['data']} that others lack: run "
-            f"`{command}` on each"
+    # Of captions, see `CaptFirstDataset`
+    context_length: int | None = None  # tokens that the decoder reads; None truncates nothing
+    pad_id: int | None = None  # None: the tokenizer's <PAD>
+    captions_per_image: int = 1  # more than 1: see `ImageCaptionsDataset`
+
+    @classmethod
+    def of_run(cls, config: TrainingConfig, subset: float, **captions: int | bool | None) -> Self:
+        """The options of a training run: what its configuration says, and the options of its captions."""
+        return cls(
+            subset=subset,
+            seed=config.seed,
+            timeout=config.loading_timeout,
+            accumulation=config.accumulation_steps,
+            skip_unreadable=True,
+            **captions,
         )
-    return size, with_copies(paths, size) if size else paths
 
 
 def get_coco_loader(
@@ -400,14 +393,8 @@ def get_coco_loader(
     *,
     mode: str = "caption_first",
     shuffle: bool = False,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    accumulation: int = 1,
-    length_buckets: bool = False,
-    skip_unreadable: bool = False,
-    timeout: float | None = None,
-    **dataset_options: Any,
+    data: CocoData = COCO,
+    options: LoaderOptions | None = None,
 ) -> Loader:
     """A loader of one of the three data sets.
 
@@ -418,17 +405,10 @@ def get_coco_loader(
         num_workers: loader processes; 0 loads in this one.
         mode: "caption_first", "image_first" or "image_only".
         shuffle: True for training: `loader.batch_sampler` is an `EpochSampler`, to be told of each epoch by
-            `set_epoch`.  False for evaluation: an `EvaluationSampler`, each sample once in fixed order.
-        seed: of the order and of all that is random about the samples.
-        rank: this process, 0 to world_size - 1.
-        world_size: number of processes that share the samples.
-        accumulation: micro-batches into which each rank's share of a batch is cut.
-        length_buckets: shuffled batches hold captions of like length, see `training.sampling.bucketed`.
-        skip_unreadable: leave samples whose pictures cannot be read out of their batches, which say so in
-            `unreadable`; else such a picture is an error.  For training only: a split is scored whole.
-        timeout: seconds without a sample before that is an error, of the configuration, if there is one.
-        dataset_options: `paths`, `subset` and `split_file`, and for captions `context_length`, `pad_id` and
-            `captions_per_image`, 1 for pairs.
+            `set_epoch`.  False for evaluation: an `EvaluationSampler`, each sample once in fixed order, of
+            the original images even where `data` have resized copies.
+        data: where the files lie and which image is in which split.
+        options: the rest, which all loaders of a run share; None for those of `LoaderOptions()`.
 
     Workers of a shuffled loader live as long as it; others end with the epoch, or each process of a run would
     keep three pools of them.
@@ -437,23 +417,31 @@ def get_coco_loader(
         UsageError: see the data sets.
         RunError: shared memory has no room for the batches of the workers.
     """
-    kind = {"caption_first": CaptFirstDataset, "image_first": ImgFirstDataset, "image_only": ImageOnlyDataset}
-    if mode == "caption_first" and dataset_options.get("captions_per_image", 1) > 1:
-        kind["caption_first"] = ImageCaptionsDataset
+    options = options or LoaderOptions()
+    images = {"data": data if shuffle else data.originals(), "subset": options.subset}
+    captions = {"context_length": options.context_length, "pad_id": options.pad_id}
+    per_image = options.captions_per_image
+    if mode == "image_only":
+        dataset = ImageOnlyDataset(split, transform, **images)
+    elif mode == "image_first":
+        dataset = ImgFirstDataset(split, transform, **images)
+    elif mode == "caption_first" and per_image == 1:
+        dataset = CaptFirstDataset(split, transform, **images, **captions)
+    elif mode == "caption_first":
+        dataset = ImageCaptionsDataset(split, transform, captions_per_image=per_image, **images, **captions)
     else:
-        dataset_options.pop("captions_per_image", None)
-    if mode not in kind:
-        raise ValueError(f"mode is one of {', '.join(kind)}, not {mode!r}")
-    dataset = kind[mode](split, transform, **dataset_options)
-    dataset.skip_unreadable = skip_unreadable
-    share = -(-batch_size // (world_size * accumulation))
+        raise ValueError(f"mode is one of caption_first, image_first, image_only, not {mode!r}")
+    ranks = options.rank, options.world_size
+    accumulation = options.accumulation if shuffle else 1
+    share = -(-batch_size // (options.world_size * accumulation))
     if shuffle:
-        lengths = dataset.lengths if length_buckets else None
-        sampler = EpochSampler(len(dataset), batch_size, seed, rank, world_size, accumulation, lengths)
+        dataset.skip_unreadable = options.skip_unreadable
+        lengths = dataset.lengths if options.length_buckets else None
+        sampler = EpochSampler(len(dataset), batch_size, options.seed, *ranks, accumulation, lengths)
     else:
-        sampler = EvaluationSampler(len(dataset), share, seed, rank, world_size)
+        sampler = EvaluationSampler(len(dataset), share, options.seed, *ranks)
     return Loader(
-        dataset, sampler, num_workers, timeout, persistent=shuffle,
+        dataset, sampler, num_workers, options.timeout, persistent=shuffle,
         batch_bytes=min(share, len(dataset)) * black(transform).nbytes if num_workers else 0,
         batches_held=accumulation,
         size_key="eval_batch_size" if mode == "image_first" else "batch_size",

@@ -24,11 +24,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioner import Captioner, captioner_from_state
-from coco.processed import load_processed, load_split, open_split_file
+from coco.data import CocoData
+from coco.processed import load_processed
 from coco.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
-from coco_loader import ImgFirstDataset, get_coco_loader
+from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
 from evaluation_report import write_report
-from paths import chosen, image_name
+from images.image_folders import image_name
+from paths import chosen
 from reconstruction import encoder_of
 from scoring import calibration
 from scoring.assessment import assess, lines, with_references
@@ -80,7 +82,7 @@ def scoring_of(captioner: Captioner, dataset: ImgFirstDataset, **asked_for: str 
 
     The captions of its whole split decide, so that a share of it is scored as all of it.
     """
-    split = load_split(dataset.paths, dataset.split, "im2capts", dataset.split_file)
+    split = dataset.data.captions(dataset.split)
     return choose_scoring(captioner.tokenizer, [text for _, texts in split for text in texts], **asked_for)
 
 
@@ -128,22 +130,21 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     paths = chosen(options)
     if options.encoder and not options.report:
         raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
-    split_file = open_split_file(options.split_file, paths)
-    if options.split == "test" and split_file is None:
+    data = CocoData.open(paths, options.split_file)
+    if options.split == "test" and data.split_file is None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, options.beams, path)
     beams = other_beams(options.beams, state)
     changes = differences(options, beams)
-    results = options.results or path.with_name(results_name(path.stem, options.split, split_file, changes))
+    default_name = results_name(path.stem, options.split, data.split_file, changes)
+    results = options.results or path.with_name(default_name)
     for file in filter(None, (results, options.report)):
         require_place(file)  # now, not after an hour of beam search
     loader = get_coco_loader(
-        options.split, batch_size=BATCH_SIZE * distributed.world_size(), mode="image_first",
-        transform=captioner.transform, num_workers=NUM_WORKERS, paths=paths, subset=options.subset,
-        split_file=split_file,
-        rank=distributed.rank(), world_size=distributed.world_size(),
+        options.split, BATCH_SIZE * distributed.world_size(), captioner.transform, NUM_WORKERS,
+        mode="image_first", data=data, options=LoaderOptions(subset=options.subset),
     )  # fmt: skip
     require_references(loader.dataset)
     if options.split != "train":
@@ -155,9 +156,9 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         return
 
     references, captions, _ = captioned
-    train = [text for _, texts in load_split(paths, "train", "im2capts", split_file) for text in texts]
+    train = [text for _, texts in data.captions("train") for text in texts]
     assessment = assess(*captioned, train, scoring)
-    which = pictures_in_words(options, split_file)
+    which = pictures_in_words(options, data.split_file)
     sources = provenance(path, which, captioner.options, assessment["scored_images"], scoring)
     assessment = sources | assessment
 
@@ -169,7 +170,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         file = calibration_path(path, beams)
         written += save_calibration(file, assessment["calibration"], calibrated_for(path, captioner.options))
     if options.report:
-        place = partial(loader.dataset.file, options.split)
+        place = partial(data.image_file, options.split)
         write_report(
             options.report, captioner, state, encoder, place, references, captions, assessment, scoring
         )
@@ -270,9 +271,9 @@ def require_references(dataset: ImgFirstDataset) -> None:
 def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any]) -> None:
     """Raises UsageError if, by another split, the captioner was trained on pictures that are to be scored."""
     facts = state.get("split_file")
-    if same_split(state, dataset.split_file):
+    if same_split(state, dataset.data.split_file):
         return
-    train2017 = load_processed(dataset.paths, "train", "image_ids")
+    train2017 = load_processed(dataset.data.paths, "train", "image_ids")
     seen = trained_on(dataset.image_ids, facts, train2017)
     if len(seen):
         raise UsageError(

@@ -6,7 +6,6 @@ pictures, `paths["tokenizer"]` the trained tokenizer, and so on; `sorted(paths)`
 
 import argparse
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 # The folder of this file, seen from where the command was called: "." at the root of the repository.
@@ -79,17 +78,6 @@ def standard(
 def chosen(options: argparse.Namespace) -> dict[str, Path]:
     """Every file location for a script's options `--sample`, `--data` and `--out`, those that it has."""
     return standard(*(getattr(options, name, None) for name in ("sample", "data", "out")))
-
-
-def with_copies(where: Mapping[str, Path], size: int) -> dict[str, Path]:
-    """The same locations, but the folders of pictures are those of their copies of `size` pixels."""
-    copies = {f"{split}_images": where["data"] / f"{split}2017_{size}" for split in SPLITS}
-    return {**where, **copies}
-
-
-def image_name(image_id: int) -> str:
-    """COCO's file name of a picture: its id in twelve digits."""
-    return f"{image_id:012d}.jpg"
 
 
 paths = locations(coco_root())

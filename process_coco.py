@@ -49,11 +49,11 @@ from coco.tokenizer_choice import (
     training_split,
     write_ours,
 )
-from images.image_folders import check_pictures, count_and_size, is_cut, picture_ids
-from images.resized_copies import make_copies
+from images.image_folders import check_pictures, count_and_size, image_name, is_cut, picture_ids
+from images.resized_copies import make_copies, with_copies
 from own_data.data_root import made_of_folder, make_root, split_of_root
 from own_data.options import add_own_options, next_commands, own_data_of, root_of_own
-from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen, image_name, with_copies
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen
 from support.command_line import Parser, copy_size, run, vocabulary_size
 from support.errors import UsageError
 from support.files import Record, digest, exclusive

@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations, standard
+from images.image_folders import image_name
+from paths import CAPTIONED_SPLITS, SPLITS, locations, standard
 from sample_data.illustration import Placed, illustrate
 from sample_data.scenes import Scene, Thing, extent, invent
 from sample_data.things import THINGS

@@ -22,15 +22,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from captioner import Captioner, new_captioner, require_captioner
-from coco.processed import load_data_tokenizer, open_split_file
+from coco.data import CocoData
+from coco.processed import load_data_tokenizer
 from coco.split_file import require_same_split, warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
-from coco_loader import CaptionBatch, ImgFirstDataset, get_coco_loader, training_pictures
+from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader
 from evaluate_captioner import caption_split, require_references, scored, scoring_of
 from image_captioner import ImageEncoder
 from image_transforms import TrainingTransform, normalize
-from images.resized_copies import described
-from paths import chosen, image_name
+from images.image_folders import image_name
+from paths import chosen
 from reconstruction import require_auto_encoder
 from scoring.assessment import caption_statistics
 from support import command_line, devices, distributed
@@ -115,13 +116,13 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         EPOCH_KEYS,
         options.changes,
     )
-    split_file = open_split_file(options.split_file, paths)
+    data = CocoData.open(paths, options.split_file)
     if resume:
-        require_same_split(resume, split_file)
+        require_same_split(resume, data.split_file)
     else:
-        require_tokenizer_of(split_file, options.split_file, paths)
+        require_tokenizer_of(data.split_file, options.split_file, paths)
     if pretrained and distributed.is_main():
-        warn_of_other_split(pretrained, split_file)
+        warn_of_other_split(pretrained, data.split_file)
     lock = RunLock(folder)
     board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
@@ -132,14 +133,13 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     from_scratch = resume["from_scratch"] if resume else options.from_scratch
     encoder = resume["encoder"] if resume else encoder_shape(pretrained, paths["mae_config"])
-    pictures, train_paths = training_pictures(paths, ["train"], split_file, encoder["image_size"], resume)
+    data = data.for_training(["train"], encoder["image_size"], resume)
     contents = {
         "config": config_to_dict(config),
         "encoder": encoder,
         "tokenizer": chosen_tokenizer(paths, config, resume),
         "from_scratch": from_scratch,
-        "split_file": split_file and split_file.facts(),
-        "pictures": pictures,
+        **data.facts(),
     }
     captioner = new_captioner(contents, device)
     model, pad_id = captioner.model, captioner.pad_id
@@ -148,28 +148,22 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     groups = parameter_groups(model, config.learning_rate, 1.0 if from_scratch else config.layer_decay)
     optimizer = adamw(model, groups, config)
 
-    common = {
-        "paths": paths, "num_workers": config.num_workers, "timeout": config.loading_timeout,
-        "subset": options.subset, "split_file": split_file, "seed": config.seed,
-        "rank": distributed.rank(), "world_size": distributed.world_size(),
-    }  # fmt: skip
-    pairs = {
-        "captions_per_image": config.captions_per_image,
-        "pad_id": pad_id,
-        "context_length": config.context_length,
-        "batch_size": config.batch_size,
-        **common,
-    }
-    train_loader = get_coco_loader(
-        "train", transform=TrainingTransform(captioner.transform.size, config.crop_scale), shuffle=True,
-        skip_unreadable=True, accumulation=config.accumulation_steps, length_buckets=config.length_buckets,
-        **pairs | {"paths": train_paths},
-    )  # fmt: skip
-    val_loader = get_coco_loader("val", transform=captioner.transform, **pairs)
+    loader_options = LoaderOptions.of_run(
+        config,
+        options.subset,
+        length_buckets=config.length_buckets,
+        context_length=config.context_length,
+        pad_id=pad_id,
+        captions_per_image=config.captions_per_image,
+    )
+    loading = {"num_workers": config.num_workers, "data": data, "options": loader_options}
+    train_transform = TrainingTransform(captioner.transform.size, config.crop_scale)
+    train_loader = get_coco_loader("train", config.batch_size, train_transform, shuffle=True, **loading)
+    val_loader = get_coco_loader("val", config.batch_size, captioner.transform, **loading)
+    eval_batch_size = config.eval_batch_size * distributed.world_size()
     picture_loader = get_coco_loader(
-        "val", transform=captioner.transform, mode="image_first",
-        batch_size=config.eval_batch_size * distributed.world_size(), **common,
-    )  # fmt: skip
+        "val", eval_batch_size, captioner.transform, mode="image_first", **loading
+    )
     require_references(picture_loader.dataset)
     scoring = scoring_of(captioner, picture_loader.dataset)
 
@@ -194,7 +188,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 3. The training loop
 
     if distributed.is_main():
-        print(f"pictures: {described(pictures)}", flush=True)
+        print(f"pictures: {data.image_kind()}", flush=True)
         for note in scoring.notes:
             print(f"note: BLEU: {note}", file=sys.stderr, flush=True)
     with lock, train_loader, val_loader, picture_loader, trainer:

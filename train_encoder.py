@@ -19,12 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from coco.processed import open_split_file, splits_with_images
+from coco.data import CocoData
 from coco.split_file import require_same_split
-from coco_loader import ImageBatch, get_coco_loader, training_pictures
+from coco_loader import ImageBatch, LoaderOptions, get_coco_loader
 from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
-from images.resized_copies import described
 from paths import chosen
 from reconstruction import Reconstruction, Reconstructor, require_auto_encoder
 from support import command_line, devices, distributed
@@ -94,9 +93,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     config = run_config(
         MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS, EPOCH_KEYS, options.changes
     )
-    split_file = open_split_file(options.split_file, paths)
+    data = CocoData.open(paths, options.split_file)
     if resume:
-        require_same_split(resume, split_file)
+        require_same_split(resume, data.split_file)
     lock = RunLock(folder)
     board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
@@ -109,24 +108,18 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     auto_encoder.to(device)
     groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
     optimizer = adamw(auto_encoder, groups, config)
-    common = {
-        "paths": paths, "mode": "image_only", "batch_size": config.batch_size, "seed": config.seed,
-        "num_workers": config.num_workers, "timeout": config.loading_timeout,
-        "subset": options.subset, "split_file": split_file,
-        "rank": distributed.rank(), "world_size": distributed.world_size(),
-    }  # fmt: skip
-    splits = splits_with_images(paths, config.splits)
-    pictures, train_paths = training_pictures(paths, splits, split_file, config.image_size, resume)
+    splits = data.splits_with_images(config.splits)
+    data = data.for_training(splits, config.image_size, resume)
+    loading = {
+        "num_workers": config.num_workers,
+        "mode": "image_only",
+        "data": data,
+        "options": LoaderOptions.of_run(config, options.subset),
+    }
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
-    train_loader = get_coco_loader(
-        splits,
-        transform=train_transform,
-        shuffle=True,
-        skip_unreadable=True,
-        accumulation=config.accumulation_steps,
-        **common | {"paths": train_paths},
-    )
-    val_loader = get_coco_loader("val", transform=EvaluationTransform(config.image_size), **common)
+    val_transform = EvaluationTransform(config.image_size)
+    train_loader = get_coco_loader(splits, config.batch_size, train_transform, shuffle=True, **loading)
+    val_loader = get_coco_loader("val", config.batch_size, val_transform, **loading)
 
     def loss_fn(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return reconstruction_loss(trainer.network, batch, config)
@@ -140,11 +133,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         train_loader=train_loader,
         val_loader=val_loader,
         folder=folder,
-        contents={
-            "config": config_to_dict(config),
-            "split_file": split_file and split_file.facts(),
-            "pictures": pictures,
-        },
+        contents={"config": config_to_dict(config), **data.facts()},
         device=device,
         resumed=resumed,
         resume=resume,
@@ -158,7 +147,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                 f"splits: {paths['data']} has no unlabeled images: training on {', '.join(splits)}",
                 flush=True,
             )
-        print(f"pictures: {described(pictures)}", flush=True)
+        print(f"pictures: {data.image_kind()}", flush=True)
     with lock, train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             figures = trainer.train()

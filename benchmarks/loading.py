@@ -14,10 +14,12 @@ import torch
 
 from benchmarks.measuring import Contestant, Row, Setting, compare
 from benchmarks.peers import original
+from coco.data import CocoData
 from coco_loader import get_coco_loader
 from image_transforms import TrainingTransform
-from images.resized_copies import copy_picture
-from paths import image_name, locations, with_copies
+from images.image_folders import image_name
+from images.resized_copies import copy_picture, with_copies
+from paths import locations
 from support.errors import RunError
 
 COPY_SIZE = 256  # pixels, the shorter side
@@ -71,7 +73,9 @@ def numbers_of_workers() -> list[int]:
 def epoch(paths: Mapping[str, Path], workers: int) -> Callable[[], object]:
     """An epoch of the loader that train_encoder.py makes."""
     transform = TrainingTransform()
-    loader = get_coco_loader("train", BATCH, transform, workers, mode="image_only", shuffle=True, paths=paths)
+    loader = get_coco_loader(
+        "train", BATCH, transform, workers, mode="image_only", shuffle=True, data=CocoData(paths)
+    )
     return lambda: [None for _ in loader]
 
 

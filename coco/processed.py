@@ -1,8 +1,6 @@
-"""Reading the lists that `process_coco.py` leaves in `processed/`, by COCO's splits or a split file's."""
+"""Reading what `process_coco.py` leaves in `processed/`: the lists of each split, and the tokenizer."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from coco.caption_files import HIGHEST_ID
-from coco.split_file import FOLDERS, SplitFile, read_split_file
 from coco.tokenizer import load_tokenizer
-from images.image_folders import picture_ids
-from support import distributed
 from support.errors import UsageError
-from support.files import read_json
 from support.remedies import prepare_command
 
 MOST_TOKENS = 2**31  # tokens are kept in 32 bits
@@ -112,55 +106,3 @@ def _entry(what: str, vocabulary_size: int) -> tuple[str, Callable[[Any], bool]]
         "im2capts": ("(image id, [captions])", is_captions),
         "image_ids": ("an image id", is_id),
     }[what]
-
-
-def load_split(
-    paths: Mapping[str, Path],
-    split: str,
-    what: str,
-    split_file: SplitFile | None = None,
-    vocabulary_size: int = MOST_TOKENS,
-) -> list[Any]:
-    """What `load_processed` loads, of the pictures that a split file gives to a split."""
-    if split_file is None or split not in split_file.ids:
-        return load_processed(paths, split, what, vocabulary_size)
-    image_id_of = {"tokenized": itemgetter("image_id"), "im2capts": itemgetter(0), "image_ids": int}[what]
-    members = set(split_file.ids[split].tolist())
-    if not members:
-        raise UsageError(f"{split_file.name} has no pictures for {split}")
-    lists = [load_processed(paths, folder, what, vocabulary_size) for folder in FOLDERS]
-    entries = itertools.chain.from_iterable(lists)
-    return [entry for entry in entries if image_id_of(entry) in members]
-
-
-def splits_with_images(paths: Mapping[str, Path], splits: Sequence[str]) -> list[str]:
-    """Of the splits that pre-training asks for, those that there are images of.
-
-    Only "unlabeled" may be left out: COCO's is 20 GB, and data of one's own seldom have any.
-
-    Raises:
-        UsageError: a machine of this run has unlabeled images, and another has none.
-    """
-    absent = not paths["unlabeled_image_ids"].exists() and not picture_ids(paths["unlabeled_images"])
-    there = [split for split in splits if not (split == "unlabeled" and absent)] or list(splits)
-    if len(set(distributed.gathered(tuple(there)))) > 1:
-        raise UsageError(
-            f"some machines of this run have unlabeled images in {paths['data']} that others lack: bring "
-            "them to all, or leave unlabeled out of splits in the configuration"
-        )
-    return there
-
-
-def open_split_file(path: Path | None, paths: Mapping[str, Path]) -> SplitFile | None:
-    """The split file that `--split-file` names, or the data's own, checked against the data; None without.
-
-    The data's own is what `process_coco.py --own` wrote beside images for test: they must never be taken for
-    others because a flag was forgotten.
-    """
-    if path is None and paths["split_file"].exists() and "own" in read_json(paths["record"], {}):
-        path = paths["split_file"]
-        if distributed.is_main():
-            print(f"splits: those of {path}", flush=True)
-    if path is None:
-        return None
-    return read_split_file(path, *(load_processed(paths, folder, "image_ids") for folder in FOLDERS))

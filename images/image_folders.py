@@ -100,6 +100,11 @@ def in_words(left_out: Counter[str]) -> str:
 NAME = re.compile(r"([0-9]{12,18})\.jpg")
 
 
+def image_name(image_id: int) -> str:
+    """COCO's file name of an image: its id in twelve digits."""
+    return f"{image_id:012d}.jpg"
+
+
 def count_and_size(folder: Path) -> list[int]:
     """[number of pictures, their bytes]: what changes when a file is lost, added, cut or emptied."""
     if not folder.is_dir():
@@ -118,7 +123,7 @@ def picture_ids(folder: Path) -> list[int]:
 
 def picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder, in ascending order of their ids."""
-    return [folder / f"{image_id:012d}.jpg" for image_id in picture_ids(folder)]
+    return [folder / image_name(image_id) for image_id in picture_ids(folder)]
 
 
 def is_cut(path: Path) -> bool:

@@ -6,7 +6,7 @@ JPEG of quality 95 with its colours at half resolution (4:2:0), and its time of 
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,17 @@ QUALITY, SUBSAMPLING = 95, "4:2:0"
 BYTES = 0.7  # of a copy on average, for each pixel of a square as high as its shorter side: 46 KB at 256
 
 Where = Mapping[str, Path]
+
+
+def resized_folder(originals: Path, size: int) -> Path:
+    """The folder of the copies of `size` pixels, beside that of the originals."""
+    return originals.with_name(f"{originals.name}_{size}")
+
+
+def with_copies(where: Where, size: int) -> dict[str, Path]:
+    """The same locations, but the folders of pictures are those of their copies of `size` pixels."""
+    folders = {key: path for key, path in where.items() if key.endswith("_images")}
+    return {**where, **{key: resized_folder(path, size) for key, path in folders.items()}}
 
 
 def make_copies(splits: Iterable[str], size: int, originals: Where, copies: Where, record: Record) -> None:
@@ -63,9 +74,9 @@ def are_complete(split: str, size: int, copies: Where, record: Record) -> bool:
 def size_for_training(
     splits: Sequence[str],
     image_size: int,
-    with_copies: Callable[[int], Where],
+    originals: Where,
     record: Record,
-    resume: Mapping[str, Any] | None,
+    checkpoint: Mapping[str, Any] | None,
 ) -> int | None:
     """Which pictures a run trains on: copies as large as it needs, if there are such of all its splits.
 
@@ -74,9 +85,9 @@ def size_for_training(
     Args:
         splits: of COCO, in whose folders the pictures lie.
         image_size: the model's, pixels; smaller copies would have to be enlarged.
-        with_copies: the file locations with the folders of the copies of a size.
+        originals: the file locations.
         record: what is done.
-        resume: the checkpoint that the run goes on from, or None.
+        checkpoint: the one that the run resumes, or None.
 
     Returns:
         The copies' size, the smallest that will do; None for the originals.
@@ -86,23 +97,18 @@ def size_for_training(
     """
     names = (re.fullmatch(rf"{splits[0]}_images_([0-9]+)", name) for name in record.entries)
     known = sorted(int(name[1]) for name in names if name)
-    if resume is not None:
-        known = [resume["pictures"]] if resume.get("pictures") else []
+    if checkpoint is not None:
+        known = [checkpoint["resized_to"]] if checkpoint.get("resized_to") else []
     for size in known:
-        complete = (are_complete(split, size, with_copies(size), record) for split in splits)
+        complete = (are_complete(split, size, with_copies(originals, size), record) for split in splits)
         if size >= image_size and all(complete):
             return size
-    if resume is not None and known:
+    if checkpoint is not None and known:
         raise UsageError(
             f"this run was begun with copies of {known[0]} pixels, and not all of them are there: make them "
-            f"with `{prepare_command(with_copies(known[0]), '--resize', known[0])}`"
+            f"with `{prepare_command(originals, '--resize', known[0])}`"
         )
     return None
-
-
-def described(size: int | None) -> str:
-    """Which pictures a run trains on, in words."""
-    return f"copies of {size} pixels" if size else "originals of full size"
 
 
 def copy_folder(originals: Path, copies: Path, size: int) -> int:

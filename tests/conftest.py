@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from paths import image_name, locations
+from images.image_folders import image_name
+from paths import locations
 from support import interrupts
 
 # Tests run side by side; two processes with a thread for each core mostly wait for each other.

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from coco.data import CocoData
 from coco.tokenizer import PAD, load_tokenizer
-from coco_loader import CaptFirstDataset, ImageCaptionsDataset, get_coco_loader
+from coco_loader import CaptFirstDataset, ImageCaptionsDataset, LoaderOptions, get_coco_loader
 from image_captioner import build_captioner
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from tests.training_cases import STACK
@@ -31,9 +32,9 @@ def uneven_coco(tiny_coco):
 
 @pytest.mark.parametrize("per_image", [2, 5, 9])
 def test_the_samples_hold_every_pair_once(uneven_coco, per_image):
-    pairs = CaptFirstDataset("train", EvaluationTransform(16), paths=uneven_coco)
+    pairs = CaptFirstDataset("train", EvaluationTransform(16), data=CocoData(uneven_coco))
     grouped = ImageCaptionsDataset(
-        "train", EvaluationTransform(16), paths=uneven_coco, captions_per_image=per_image
+        "train", EvaluationTransform(16), data=CocoData(uneven_coco), captions_per_image=per_image
     )
     expected = sorted((pair.image_id, tuple(pair.tokens.tolist())) for pair in pairs)
     found = []
@@ -48,9 +49,13 @@ def test_the_samples_hold_every_pair_once(uneven_coco, per_image):
 @pytest.mark.parametrize("per_image", [1, 2, 5])
 def test_a_sample_is_as_long_as_its_longest_caption(uneven_coco, per_image):
     loader = get_coco_loader(
-        "train", 1, EvaluationTransform(16), shuffle=True, length_buckets=True, paths=uneven_coco,
-        captions_per_image=per_image, context_length=8,
-    )  # fmt: skip
+        "train",
+        1,
+        EvaluationTransform(16),
+        shuffle=True,
+        data=CocoData(uneven_coco),
+        options=LoaderOptions(length_buckets=True, captions_per_image=per_image, context_length=8),
+    )
     dataset = loader.dataset
     assert len(set(dataset.lengths.tolist())) > 1
     assert dataset.lengths.tolist() == [
@@ -64,7 +69,12 @@ def test_each_image_is_decoded_once_an_epoch(tiny_coco, monkeypatch):
     decoded = []
     monkeypatch.setattr("coco_loader.load_image", lambda path: decoded.append(path.name) or load_image(path))
     loader = get_coco_loader(
-        "train", 4, EvaluationTransform(16), shuffle=True, captions_per_image=5, paths=tiny_coco
+        "train",
+        4,
+        EvaluationTransform(16),
+        shuffle=True,
+        data=CocoData(tiny_coco),
+        options=LoaderOptions(captions_per_image=5),
     )
     assert sum(len(batch.tokens) for batch in loader) == 30
     assert sorted(decoded) == sorted(path.name for path in tiny_coco["train_images"].iterdir())
@@ -72,10 +82,16 @@ def test_each_image_is_decoded_once_an_epoch(tiny_coco, monkeypatch):
 
 def test_one_caption_about_sides_keeps_the_image_from_being_mirrored(tiny_coco):
     dataset = ImageCaptionsDataset(
-        "train", TrainingTransform(16, (1, 1), (4 / 3, 4 / 3), 1.0), paths=tiny_coco, captions_per_image=5
+        "train",
+        TrainingTransform(16, (1, 1), (4 / 3, 4 / 3), 1.0),
+        data=CocoData(tiny_coco),
+        captions_per_image=5,
     )
     upright = ImageCaptionsDataset(
-        "train", TrainingTransform(16, (1, 1), (4 / 3, 4 / 3), 0.0), paths=tiny_coco, captions_per_image=5
+        "train",
+        TrainingTransform(16, (1, 1), (4 / 3, 4 / 3), 0.0),
+        data=CocoData(tiny_coco),
+        captions_per_image=5,
     )
     assert all(torch.equal(one.image, other.image) for one, other in zip(dataset, upright))
 
@@ -87,12 +103,13 @@ def test_loss_and_gradients_are_those_of_the_pairs_taken_one_by_one(uneven_coco)
     model = build_captioner(
         16, 8, StackConfig(**STACK), StackConfig(**STACK), tokenizer.get_vocab_size(), 30
     ).double()
-    options = {"transform": EvaluationTransform(16), "paths": uneven_coco}
+    arguments = {"transform": EvaluationTransform(16), "data": CocoData(uneven_coco)}
     gradients, losses = [], []
     for batch_size, per_image in ((1, 1), (6, 5)):
         model.zero_grad()
         loss_sum = weight_sum = 0.0
-        for batch in get_coco_loader("train", batch_size, captions_per_image=per_image, **options):
+        options = LoaderOptions(captions_per_image=per_image)
+        for batch in get_coco_loader("train", batch_size, options=options, **arguments):
             loss, weight = caption_loss(
                 lambda images, tokens: model(images.double(), tokens), batch, pad_id, 0.1
             )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from coco.data import CocoData
 from coco_loader import (
     SIDES,
     CaptFirstDataset,
@@ -21,18 +22,20 @@ from coco_loader import (
     ImageBatch,
     ImageOnlyDataset,
     ImgFirstDataset,
+    LoaderOptions,
     ReferenceBatch,
     get_coco_loader,
     shortened,
 )
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
-from paths import image_name
+from images.image_folders import image_name
 from support.errors import RunError, UsageError
 from training.loading import Loader, samples_or_errors
 from training.sampling import EvaluationSampler
 
 EVALUATION, TRAINING = EvaluationTransform(16), TrainingTransform(16)
 MODES = ({"mode": "image_first"}, {"mode": "image_only"})
+FIVE_CAPTIONS = {"options": LoaderOptions(captions_per_image=5)}
 
 
 def processed(paths: dict, key: str) -> list:
@@ -50,7 +53,7 @@ def same(left: tuple, right: tuple) -> bool:
 
 def test_caption_first_iterates_over_all_pairs(tiny_coco):
     entries = processed(tiny_coco, "train_tokenized")
-    dataset = CaptFirstDataset("train", EVALUATION, paths=tiny_coco)
+    dataset = CaptFirstDataset("train", EVALUATION, data=CocoData(tiny_coco))
     assert len(dataset) == len(entries) == 30
     for sample, entry in zip(dataset, entries, strict=True):
         assert sample.tokens.tolist() == entry["caption"]
@@ -60,14 +63,14 @@ def test_caption_first_iterates_over_all_pairs(tiny_coco):
 
 
 def test_image_first_iterates_over_all_triplets(tiny_coco):
-    triplets = list(ImgFirstDataset("val", EVALUATION, paths=tiny_coco))
+    triplets = list(ImgFirstDataset("val", EVALUATION, data=CocoData(tiny_coco)))
     expected = processed(tiny_coco, "val_im2capts")
     assert [(image_id, captions) for _, captions, image_id in triplets] == expected
     assert all(image.shape == (3, 16, 16) and image.dtype == torch.uint8 for image, _, _ in triplets)
 
 
 def test_image_only_iterates_over_all_images_of_several_splits(tiny_coco):
-    dataset = ImageOnlyDataset(("train", "unlabeled"), EVALUATION, paths=tiny_coco)
+    dataset = ImageOnlyDataset(("train", "unlabeled"), EVALUATION, data=CocoData(tiny_coco))
     train, unlabeled = (processed(tiny_coco, f"{split}_image_ids") for split in ("train", "unlabeled"))
     assert dataset.image_ids.tolist() == train + unlabeled
     for sample, split in zip(dataset, ["train"] * len(train) + ["unlabeled"] * len(unlabeled), strict=True):
@@ -78,11 +81,11 @@ def test_image_only_iterates_over_all_images_of_several_splits(tiny_coco):
 
 def test_images_without_captions_and_any_text_are_kept(make_tiny_coco):
     paths = make_tiny_coco(val=2, captions=0)
-    assert [s.captions for s in ImgFirstDataset("val", EVALUATION, paths=paths)] == [[], []]
+    assert [s.captions for s in ImgFirstDataset("val", EVALUATION, data=CocoData(paths))] == [[], []]
     odd = ["naïve café 🐈\nsecond line", "", 'a "sign"\0']
     ids = processed(paths, "val_image_ids")
     torch.save([(ids[0], odd), (ids[1], ["plain"])], paths["val_im2capts"])
-    assert ImgFirstDataset("val", EVALUATION, paths=paths)[0].captions == odd
+    assert ImgFirstDataset("val", EVALUATION, data=CocoData(paths))[0].captions == odd
 
 
 def test_captions_lie_in_tensors_that_processes_share(make_tiny_coco):
@@ -95,10 +98,10 @@ def test_captions_lie_in_tensors_that_processes_share(make_tiny_coco):
     torch.save([(n, ["a picture"] * 5) for n in range(4_000)], paths["train_im2capts"])
     torch.save(list(range(4_000)), paths["train_image_ids"])
     for kind in (CaptFirstDataset, ImgFirstDataset, ImageOnlyDataset):
-        dataset = kind("train", TRAINING, paths=paths)
+        dataset = kind("train", TRAINING, data=CocoData(paths))
         assert len(ForkingPickler.dumps(dataset)) < 10_000  # handles of shared tensors, whatever the sizes
         assert reachable_objects(dataset) < 500
-    dataset = CaptFirstDataset("train", EVALUATION, paths=paths)
+    dataset = CaptFirstDataset("train", EVALUATION, data=CocoData(paths))
     assert [dataset.captions[n].tolist() for n in range(4_000)] == [row["caption"] for row in rows]
 
 
@@ -124,7 +127,7 @@ def test_an_over_long_caption_keeps_its_end(tiny_coco):
     assert shortened([1, 5, 6, 7, 2], 1) == [1, 2]
     assert shortened([1, 5, 6, 7, 2], None) == [1, 5, 6, 7, 2]
     eos = Tokenizer.from_file(str(tiny_coco["tokenizer"])).token_to_id("<EOS>")
-    dataset = CaptFirstDataset("train", EVALUATION, paths=tiny_coco, context_length=6)
+    dataset = CaptFirstDataset("train", EVALUATION, data=CocoData(tiny_coco), context_length=6)
     lengths = [len(sample.tokens) for sample in dataset]
     assert max(lengths) == 7  # the decoder reads six and predicts six
     assert min(lengths) == 5
@@ -133,26 +136,26 @@ def test_an_over_long_caption_keeps_its_end(tiny_coco):
 
 def test_a_subset_is_the_same_images_on_every_run_with_all_their_captions(make_tiny_coco):
     paths = make_tiny_coco(train=20, val=1, unlabeled=10)
-    pairs = CaptFirstDataset("train", EVALUATION, paths=paths, subset=0.3)
-    images = ImageOnlyDataset("train", EVALUATION, paths=paths, subset=0.3)
-    triplets = ImgFirstDataset("train", EVALUATION, paths=paths, subset=0.3)
+    pairs = CaptFirstDataset("train", EVALUATION, data=CocoData(paths), subset=0.3)
+    images = ImageOnlyDataset("train", EVALUATION, data=CocoData(paths), subset=0.3)
+    triplets = ImgFirstDataset("train", EVALUATION, data=CocoData(paths), subset=0.3)
     assert len(images) == len(triplets) == 6
     assert images.image_ids.tolist() == triplets.image_ids.tolist() == sorted(set(pairs.image_ids.tolist()))
     assert [pairs.image_ids.tolist().count(image_id) for image_id in images.image_ids.tolist()] == [5] * 6
-    again = CaptFirstDataset("train", EVALUATION, paths=paths, subset=0.3)
+    again = CaptFirstDataset("train", EVALUATION, data=CocoData(paths), subset=0.3)
     assert torch.equal(pairs.image_ids, again.image_ids)
     assert torch.equal(pairs.captions.values, again.captions.values)
-    both = ImageOnlyDataset(["train", "unlabeled"], EVALUATION, paths=paths, subset=0.5)
+    both = ImageOnlyDataset(["train", "unlabeled"], EVALUATION, data=CocoData(paths), subset=0.5)
     assert len(both) == 15
     for sample in both:  # each still comes from its own folder
         assert sample.image.shape == (3, 16, 16)
-    assert len(CaptFirstDataset("train", EVALUATION, paths=paths, subset=1e-9)) == 5
+    assert len(CaptFirstDataset("train", EVALUATION, data=CocoData(paths), subset=1e-9)) == 5
 
 
 @pytest.mark.parametrize("subset", [0, -0.5, 1.5, float("nan"), float("inf")])
 def test_a_subset_that_is_no_share_is_refused(tiny_coco, subset):
     with pytest.raises(UsageError, match=str(subset)):
-        ImageOnlyDataset("val", EVALUATION, paths=tiny_coco, subset=subset)
+        ImageOnlyDataset("val", EVALUATION, data=CocoData(tiny_coco), subset=subset)
 
 
 # -------------------------------------------------------------------------------------- left and right
@@ -172,8 +175,8 @@ def test_a_picture_is_not_mirrored_under_a_caption_that_speaks_of_sides(tiny_coc
     """ "A thing left of the middle" under a mirrored picture teaches that left is right (catr#28)."""
     tokenizer = Tokenizer.from_file(str(tiny_coco["tokenizer"]))
     transform = TrainingTransform(16, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_probability=1.0)
-    dataset = CaptFirstDataset("train", transform, paths=tiny_coco)
-    plain = CaptFirstDataset("train", transform.without_flip(), paths=tiny_coco)
+    dataset = CaptFirstDataset("train", transform, data=CocoData(tiny_coco))
+    plain = CaptFirstDataset("train", transform.without_flip(), data=CocoData(tiny_coco))
     spoken = 0
     for sample, unmirrored in zip(dataset, plain, strict=True):
         speaks = "left" in tokenizer.decode(sample.tokens.tolist()).split()
@@ -183,7 +186,7 @@ def test_a_picture_is_not_mirrored_under_a_caption_that_speaks_of_sides(tiny_coc
 
 
 def test_a_long_caption_that_speaks_of_sides_late_is_not_mirrored_either(tiny_coco):
-    dataset = CaptFirstDataset("train", TRAINING, paths=tiny_coco, context_length=3)
+    dataset = CaptFirstDataset("train", TRAINING, data=CocoData(tiny_coco), context_length=3)
     assert dataset.speaks_of_sides.tolist() == [False, False, False, True, False] * 6
 
 
@@ -191,7 +194,7 @@ def test_a_long_caption_that_speaks_of_sides_late_is_not_mirrored_either(tiny_co
 
 
 def test_a_batch_of_pairs_is_padded_at_the_end(tiny_coco):
-    loader = get_coco_loader("val", 5, EVALUATION, paths=tiny_coco)
+    loader = get_coco_loader("val", 5, EVALUATION, data=CocoData(tiny_coco))
     pad = Tokenizer.from_file(str(tiny_coco["tokenizer"])).token_to_id("<PAD>")
     batches = list(loader)
     assert len(batches) == len(loader) == 4
@@ -207,13 +210,17 @@ def test_a_batch_of_pairs_is_padded_at_the_end(tiny_coco):
         expected = [row["caption"] + [pad] * (longest - len(row["caption"])) for row in rows]
         assert batch.tokens.tolist() == expected
         assert batch.image_ids.tolist() == [row["image_id"] for row in rows]
-    other = next(iter(get_coco_loader("val", 5, EVALUATION, paths=tiny_coco, pad_id=77)))
+    other = next(
+        iter(
+            get_coco_loader("val", 5, EVALUATION, data=CocoData(tiny_coco), options=LoaderOptions(pad_id=77))
+        )
+    )
     assert torch.equal(other.tokens == 77, batches[0].tokens == pad)
 
 
-@pytest.mark.parametrize("options", [{}, {"captions_per_image": 5}, *MODES])
+@pytest.mark.parametrize("options", [{}, FIVE_CAPTIONS, *MODES])
 def test_a_batchs_pictures_are_those_of_its_samples(tiny_coco, options):
-    loader = get_coco_loader("val", 2, TRAINING, 1, paths=tiny_coco, **options)
+    loader = get_coco_loader("val", 2, TRAINING, 1, data=CocoData(tiny_coco), **options)
     for numbers, batch in zip(loader.batch_sampler, loader, strict=True):
         samples = [loader.dataset[key] for key in numbers]
         assert batch.images.shape == (len(samples), 3, 16, 16)
@@ -224,22 +231,24 @@ def test_a_batchs_pictures_are_those_of_its_samples(tiny_coco, options):
 
 
 def test_batches_of_the_other_two_modes(tiny_coco):
-    references = list(get_coco_loader("val", 3, EVALUATION, mode="image_first", paths=tiny_coco))
+    references = list(get_coco_loader("val", 3, EVALUATION, mode="image_first", data=CocoData(tiny_coco)))
     assert [type(batch) for batch in references] == [ReferenceBatch] * 2
     rebuilt = [pair for b in references for pair in zip(b.image_ids.tolist(), b.captions)]
     assert rebuilt == processed(tiny_coco, "val_im2capts")
-    images = list(get_coco_loader(["val", "unlabeled"], 3, EVALUATION, mode="image_only", paths=tiny_coco))
+    images = list(
+        get_coco_loader(["val", "unlabeled"], 3, EVALUATION, mode="image_only", data=CocoData(tiny_coco))
+    )
     assert [type(batch) for batch in images] == [ImageBatch] * 3
     assert [len(batch.images) for batch in images] == [3, 3, 1]
     with pytest.raises(ValueError, match="caption_first, image_first, image_only"):
-        get_coco_loader("val", 3, EVALUATION, mode="captions", paths=tiny_coco)
+        get_coco_loader("val", 3, EVALUATION, mode="captions", data=CocoData(tiny_coco))
 
 
 @pytest.mark.parametrize("mode", ["caption_first", "image_first", "image_only"])
 def test_workers_and_the_starting_step_change_nothing(tiny_coco, mode):
     """Identical randomness in every worker (pytorch#5059), and other randomness with other workers, are both
     wrong.  Workers live on from epoch to epoch here, so the new epoch's seeds must reach them."""
-    options = {"mode": mode, "paths": tiny_coco, "shuffle": True, "seed": 3}
+    options = {"mode": mode, "data": CocoData(tiny_coco), "shuffle": True, "options": LoaderOptions(seed=3)}
     plain = get_coco_loader("train", 4, TRAINING, 0, **options)
     forked = get_coco_loader("train", 4, TRAINING, 2, **options)
     epochs = []
@@ -257,12 +266,10 @@ def test_workers_and_the_starting_step_change_nothing(tiny_coco, mode):
 
 
 def test_ranks_together_load_what_one_process_loads(tiny_coco):
-    options = {"mode": "image_only", "paths": tiny_coco, "shuffle": True}
-    whole = list(get_coco_loader("train", 4, TRAINING, **options))
-    ranks = [
-        get_coco_loader("train", 4, TRAINING, rank=rank, world_size=2, accumulation=2, **options)
-        for rank in range(2)
-    ]
+    arguments = {"mode": "image_only", "data": CocoData(tiny_coco), "shuffle": True}
+    whole = list(get_coco_loader("train", 4, TRAINING, **arguments))
+    options = [LoaderOptions(rank=rank, world_size=2, accumulation=2) for rank in range(2)]
+    ranks = [get_coco_loader("train", 4, TRAINING, options=each, **arguments) for each in options]
     parts = [list(loader) for loader in ranks]
     for step, batch in enumerate(whole):
         real = [
@@ -275,8 +282,9 @@ def test_ranks_together_load_what_one_process_loads(tiny_coco):
 
 
 def test_an_evaluation_batch_has_one_size_for_any_number_of_ranks(tiny_coco):
-    options = {"mode": "image_first", "paths": tiny_coco}
-    loaders = [get_coco_loader("train", 4, EVALUATION, rank=r, world_size=2, **options) for r in range(2)]
+    arguments = {"mode": "image_first", "data": CocoData(tiny_coco)}
+    options = [LoaderOptions(rank=rank, world_size=2, accumulation=2) for rank in range(2)]
+    loaders = [get_coco_loader("train", 4, EVALUATION, options=each, **arguments) for each in options]
     seen = [[batch.image_ids.tolist() for batch in loader] for loader in loaders]
     ids = processed(tiny_coco, "train_image_ids")
     assert seen == [[[ids[0], ids[2]], [ids[4]]], [[ids[1], ids[3]], [ids[5]]]]
@@ -285,7 +293,7 @@ def test_an_evaluation_batch_has_one_size_for_any_number_of_ranks(tiny_coco):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading_draws_nothing_from_the_global_generator(tiny_coco, workers):
     """It did, once an epoch, so that dropout differed between a run and the same run resumed."""
-    loader = get_coco_loader("val", 4, TRAINING, workers, paths=tiny_coco, shuffle=True)
+    loader = get_coco_loader("val", 4, TRAINING, workers, data=CocoData(tiny_coco), shuffle=True)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     list(loader)
@@ -303,7 +311,9 @@ def test_an_unreadable_picture_ends_the_run_with_its_name(tiny_coco, workers, da
     victim.unlink()
     if data:
         victim.write_bytes(data)
-    batches = iter(get_coco_loader("val", 2, EVALUATION, workers, mode="image_first", paths=tiny_coco))
+    batches = iter(
+        get_coco_loader("val", 2, EVALUATION, workers, mode="image_first", data=CocoData(tiny_coco))
+    )
     assert isinstance(next(batches), ReferenceBatch)
     with pytest.raises(RunError) as caught:
         next(batches)
@@ -311,16 +321,18 @@ def test_an_unreadable_picture_ends_the_run_with_its_name(tiny_coco, workers, da
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("options", [{"mode": "image_only"}, {}, {"captions_per_image": 2}])
-def test_training_leaves_out_what_cannot_be_read_and_says_so(tiny_coco, options):
+@pytest.mark.parametrize(
+    ("mode", "captions"), [("image_only", 1), ("caption_first", 1), ("caption_first", 2)]
+)
+def test_training_leaves_out_what_cannot_be_read_and_says_so(tiny_coco, mode, captions):
     """One whole batch unreadable, a part of others; what is left is what it was."""
-    arguments = {"paths": tiny_coco, "shuffle": True, "skip_unreadable": True, **options}
-    loader = get_coco_loader("train", 5, TRAINING, **arguments)
+    options = LoaderOptions(skip_unreadable=True, captions_per_image=captions)
+    data = CocoData(tiny_coco)
+    loader = get_coco_loader("train", 5, TRAINING, mode=mode, shuffle=True, data=data, options=options)
     before = list(loader)
     ids = set(before[0].image_ids.tolist())
     for image_id in ids:
         (tiny_coco["train_images"] / image_name(image_id)).write_bytes(b"<html>")
-    captions = options.get("captions_per_image", 1)
     for old, new in zip(before, loader, strict=True):
         kept = [number for number, i in enumerate(old.image_ids.tolist()) if i not in ids]
         assert len(new.unreadable) == len(old.image_ids) - len(kept)
@@ -349,15 +361,15 @@ def test_missing_and_damaged_files_say_what_to_run(tiny_coco):
             if data is not None:
                 tiny_coco[key].write_bytes(data)
             with pytest.raises(UsageError, match=r"process_coco\.py") as caught:
-                get_coco_loader("val", 2, EVALUATION, mode=mode, paths=tiny_coco)
+                get_coco_loader("val", 2, EVALUATION, mode=mode, data=CocoData(tiny_coco))
             assert str(tiny_coco[key]) in str(caught.value)
             assert len(str(caught.value).splitlines()) == 1
             tiny_coco[key].touch()
     with pytest.raises(UsageError, match=r"'test'.*train, val"):
-        get_coco_loader("test", 2, EVALUATION, paths=tiny_coco)
+        get_coco_loader("test", 2, EVALUATION, data=CocoData(tiny_coco))
     tiny_coco["tokenizer"].unlink()
     with pytest.raises(UsageError, match="tokenizer"):
-        get_coco_loader("train", 2, EVALUATION, paths=tiny_coco)
+        get_coco_loader("train", 2, EVALUATION, data=CocoData(tiny_coco))
 
 
 class Troubled(torch.utils.data.Dataset):
@@ -405,7 +417,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
 
 def test_workers_outlast_the_signals_that_the_main_process_answers(tiny_coco):
     """SIGTERM reached the loader's workers; the main process saw them die and never saved (olmoearth#604)."""
-    loader = get_coco_loader("val", 2, EVALUATION, 2, paths=tiny_coco)
+    loader = get_coco_loader("val", 2, EVALUATION, 2, data=CocoData(tiny_coco))
     batches = iter(loader)
     first = next(batches)
     workers = [str(worker.pid) for worker in loader._iterator._workers]
@@ -413,5 +425,5 @@ def test_workers_outlast_the_signals_that_the_main_process_answers(tiny_coco):
         subprocess.run(["kill", name, *workers], check=True)
     time.sleep(0.2)
     everything = [first, *batches]
-    expected = list(get_coco_loader("val", 2, EVALUATION, 0, paths=tiny_coco))
+    expected = list(get_coco_loader("val", 2, EVALUATION, 0, data=CocoData(tiny_coco)))
     assert all(same(left, right) for left, right in zip(everything, expected, strict=True))

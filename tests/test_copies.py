@@ -14,11 +14,12 @@ from torchvision.transforms.v2 import functional as F
 
 import coco_loader
 import process_coco
+from coco.data import CocoData
 from coco.split_file import SplitFile, folder_splits
-from coco_loader import get_coco_loader, training_pictures
+from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
-from images.resized_copies import copy_folder
-from paths import image_name, with_copies
+from images.image_folders import image_name
+from images.resized_copies import copy_folder, with_copies
 from support.errors import RunError, UsageError
 from support.files import Record
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
@@ -230,9 +231,11 @@ def test_copies_of_no_pictures_are_refused(data, capsys):
 
 
 def chosen(data: dict[str, Path], splits=("train",), image_size: int = 32, resume=None) -> int | None:
-    size, paths = training_pictures(data, splits, None, image_size, resume)
-    assert paths["train_images"] == data["data"] / (f"train2017_{size}" if size else "train2017")
-    return size
+    found = CocoData(data).for_training(splits, image_size, resume)
+    folder = data["data"] / (f"train2017_{found.resized_to}" if found.resized_to else "train2017")
+    assert found.image_file("train", 7).parent == folder
+    assert found.originals().image_file("train", 7).parent == data["train_images"]
+    return found.resized_to
 
 
 def test_the_smallest_copies_that_are_large_enough_are_chosen(data):
@@ -259,16 +262,16 @@ def test_a_folder_alone_proves_nothing(data):
 def test_a_run_that_goes_on_keeps_to_what_it_began_with(data):
     process(data, "--resize", "64")
     process(data, "--resize", "128")
-    assert chosen(data, resume={"pictures": 128}) == 128
-    assert chosen(data, resume={"pictures": None}) is None
+    assert chosen(data, resume={"resized_to": 128}) == 128
+    assert chosen(data, resume={"resized_to": None}) is None
     assert chosen(data, resume={}) is None  # of a version that knew no copies
     with pytest.raises(UsageError, match=r"copies of 96 pixels.*--resize 96"):
-        chosen(data, resume={"pictures": 96})
+        chosen(data, resume={"resized_to": 96})
 
 
 def test_machines_with_different_copies_are_refused(data, monkeypatch):
     """Else half of a batch would be blurred, and a run depend on which machine was the first."""
-    monkeypatch.setattr(coco_loader.distributed, "gathered", lambda size: [size, SIZE])
+    monkeypatch.setattr("support.distributed.gathered", lambda size: [size, SIZE])
     with pytest.raises(UsageError, match="some machines of this run have copies"):
         chosen(data)
 
@@ -283,9 +286,9 @@ def test_a_split_file_needs_the_copies_of_both_folders():
 
 def test_a_loader_reads_the_copies_pixels(data):
     process(data, "--resize", "64")
-    _, paths = training_pictures(data, ["train"], None, 32, None)
+    copies = CocoData(data).for_training(["train"], 32)
     transform = TrainingTransform(32, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip_probability=0.0)
-    for batch in get_coco_loader("train", 4, transform, 1, mode="image_only", paths=paths, shuffle=True):
+    for batch in get_coco_loader("train", 4, transform, 1, mode="image_only", data=copies, shuffle=True):
         for picture, image_id in zip(batch.images, batch.image_ids.tolist()):
             copy = load_image(data["data"] / "train2017_64" / image_name(image_id))
             assert copy.shape == (3, 64, 85)
@@ -319,14 +322,19 @@ def test_both_scripts_train_on_copies_and_validate_on_originals(data, tmp_path, 
     train_captions(root, out, captioner, "-p", "last", "--epochs", "1")
     assert "pictures: copies of 64 pixels" in capsys.readouterr().out
     assert read == {"train2017_64", "val2017"}
-    assert checkpoints.load_named(out / "captioner", "last")[1]["pictures"] == 64
+    assert checkpoints.load_named(out / "captioner", "last")[1]["resized_to"] == 64
 
     read.clear()
     train_mae(root, tmp_path / "anew", encoder, "--epochs", "1")
     assert read == {"train2017_64", "val2017"}
+    older, checkpoint = checkpoints.load_named(tmp_path / "anew" / "encoder", "last")
+    checkpoint["pictures"] = checkpoint.pop("resized_to")  # as it was called in November 2026
+    checkpoints.save(older, checkpoint)
+    train_mae(root, tmp_path / "anew", encoder, "--epochs", "2", "-c", "last")
+    assert checkpoints.load_named(tmp_path / "anew" / "encoder", "last")[1]["resized_to"] == 64
     with_copies(data, 64)["train_images"].rename(root / "elsewhere")
     with pytest.raises(UsageError, match=r"begun with copies of 64 pixels.*--resize 64"):
-        train_mae(root, tmp_path / "anew", encoder, "--epochs", "2", "-c", "last")
+        train_mae(root, tmp_path / "anew", encoder, "--epochs", "3", "-c", "last")
 
 
 def test_the_record_of_copies_is_what_it_says(data):

@@ -11,7 +11,8 @@ from torch import distributed, nn
 
 import evaluate_captioner
 import train_captioner
-from coco_loader import get_coco_loader
+from coco.data import CocoData
+from coco_loader import LoaderOptions, get_coco_loader
 from image_captioner import ImageAutoEncoder, build_captioner
 from image_transforms import TrainingTransform
 from support.configuration import load_config
@@ -185,7 +186,6 @@ def save_gradients(rank: int, world_size: int, paths: dict, configs: dict, folde
     if world_size > 1:
         where = f"file://{folder / 'rendezvous'}"
         distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world_size)
-    common = {"paths": paths, "shuffle": True, "rank": rank, "world_size": world_size}
     mae = load_config(configs["encoder"], MaeConfig)
     captioner = load_config(configs["captioner"], CaptionerConfig)
     transform = TrainingTransform(mae.image_size, mae.crop_scale)
@@ -200,10 +200,17 @@ def save_gradients(rank: int, world_size: int, paths: dict, configs: dict, folde
     }
     gradients: dict[str, list] = {}
     for stage, config in (("encoder", mae), ("captioner", captioner)):
-        options = {"mode": "image_only"} if stage == "encoder" else {"pad_id": 0}
+        mode = {"encoder": "image_only", "captioner": "caption_first"}[stage]
         split = ("train", "unlabeled") if stage == "encoder" else "train"
+        options = LoaderOptions(accumulation=config.accumulation_steps, pad_id=0)
         loader = get_coco_loader(
-            split, config.batch_size, transform, accumulation=config.accumulation_steps, **common, **options
+            split,
+            config.batch_size,
+            transform,
+            mode=mode,
+            shuffle=True,
+            data=CocoData(paths),
+            options=options,
         )
         gradients[stage] = gradients_of(models[stage], losses[stage], loader, config)
     if world_size > 1:

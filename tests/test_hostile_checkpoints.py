@@ -73,7 +73,7 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
     yield "split_file", "mine.json"
     yield "split_file", {"name": "mine.json"}
     for value in ("256", "/../elsewhere", -256, 2.5, True, 1 << 60):
-        yield "pictures", value
+        yield "resized_to", value
 
     shape = ("encoder",) if captioner else ("config",)
     for size in ("num_layers", "hidden_size", "feedforward_size"):

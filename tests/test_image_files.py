@@ -15,9 +15,8 @@ from torch import Tensor
 import caption
 from coco_loader import transformed
 from image_transforms import EvaluationTransform, load_image
-from images.image_folders import decoding_error, is_cut
+from images.image_folders import decoding_error, image_name, is_cut
 from images.resized_copies import copy_picture
-from paths import image_name
 from support.errors import RunError
 from tests.test_image_transforms import UPRIGHT, array
 from tests.test_jpeg import encoded, motion_tail, with_segment

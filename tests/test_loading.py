@@ -14,6 +14,7 @@ import torch
 
 import coco_loader
 import train_encoder
+from coco.data import CocoData
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
 from support import distributed, interrupts, shared_memory
@@ -81,7 +82,7 @@ def test_torchrun_says_how_many_processes_a_machine_has(monkeypatch, tmp_path):
 
 
 def test_only_the_training_loader_keeps_its_workers(tiny_coco, two_cores):
-    options = {"batch_size": 2, "transform": EVALUATION, "num_workers": 2, "paths": tiny_coco}
+    options = {"batch_size": 2, "transform": EVALUATION, "num_workers": 2, "data": CocoData(tiny_coco)}
     train = get_coco_loader("train", mode="image_only", shuffle=True, **options)
     others = [get_coco_loader("val", mode=mode, **options) for mode in ("image_only", "image_first")]
 
@@ -103,7 +104,7 @@ def test_only_the_training_loader_keeps_its_workers(tiny_coco, two_cores):
 
 
 def test_an_error_while_a_batch_is_used_ends_the_workers(tiny_coco, two_cores):
-    loader = get_coco_loader("val", 2, EVALUATION, 2, mode="image_only", paths=tiny_coco)
+    loader = get_coco_loader("val", 2, EVALUATION, 2, mode="image_only", data=CocoData(tiny_coco))
     with pytest.raises(ZeroDivisionError) as caught, loader:
         [1 / 0 for _ in loader]
     assert not multiprocessing.active_children(), f"kept by the frames of {caught.tb}"
@@ -251,7 +252,7 @@ def test_a_training_looks_for_room_before_its_first_step(tiny_coco, tmp_path, mo
     assert "needs 3.7 MB of shared memory (2 batches of 1.8 MB), and /dev/shm has 2.0 MB free" in message
     assert "num_workers or batch_size" in message
     with pytest.raises(RunError) as caught:  # as evaluate_captioner.py, which has no such keys
-        get_coco_loader("val", 4, EvaluationTransform(640), 1, mode="image_only", paths=tiny_coco)
+        get_coco_loader("val", 4, EvaluationTransform(640), 1, mode="image_only", data=CocoData(tiny_coco))
     assert str(caught.value).endswith("--ipc=host")
 
 

@@ -9,6 +9,7 @@ import torch
 
 import evaluate_captioner
 import process_coco
+from coco.data import CocoData
 from coco_loader import ImgFirstDataset
 from image_transforms import EvaluationTransform
 from support.errors import UsageError
@@ -114,8 +115,8 @@ def test_a_split_without_captions_cannot_be_trained_on(odd_coco, configs, tmp_pa
 
 def test_a_share_in_which_no_picture_has_a_caption_is_said_before_training(odd_coco, configs, tmp_path):
     """BLEU was asked for at the end of the first epoch, and the epoch was lost."""
-    everything = ImgFirstDataset("val", EvaluationTransform(16), paths=odd_coco(), subset=1.0)
-    share = ImgFirstDataset("val", EvaluationTransform(16), paths=odd_coco(), subset=0.01)
+    everything = ImgFirstDataset("val", EvaluationTransform(16), data=CocoData(odd_coco()), subset=1.0)
+    share = ImgFirstDataset("val", EvaluationTransform(16), data=CocoData(odd_coco()), subset=0.01)
     chosen = everything.image_ids.tolist().index(int(share.image_ids))
     data = odd_coco(val=[[] if number == chosen else ["a square"] for number in range(len(VAL))])["data"]
     mae, captioner = configs
@@ -126,8 +127,8 @@ def test_a_share_in_which_no_picture_has_a_caption_is_said_before_training(odd_c
 
 def test_pictures_with_a_caption_are_counted(odd_coco):
     paths = odd_coco()
-    assert ImgFirstDataset("val", EvaluationTransform(16), paths=paths).captioned == 4
-    assert ImgFirstDataset("train", EvaluationTransform(16), paths=paths).captioned == 4
+    assert ImgFirstDataset("val", EvaluationTransform(16), data=CocoData(paths)).captioned == 4
+    assert ImgFirstDataset("train", EvaluationTransform(16), data=CocoData(paths)).captioned == 4
 
 
 @pytest.mark.parametrize(("length", "refused"), [(10_000, False), (10_001, True)])

@@ -11,7 +11,8 @@ from PIL import Image
 
 import process_coco
 from coco import own_root
-from paths import SPLITS, image_name, locations
+from images.image_folders import image_name
+from paths import SPLITS, locations
 from process_coco import ARCHIVES, main
 from support.errors import UsageError
 from support.files import Record

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from image_transforms import load_image
-from images.image_folders import check_pictures
-from paths import image_name
+from images.image_folders import check_pictures, image_name
 from support.errors import RunError
 
 

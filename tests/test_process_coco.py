@@ -19,7 +19,8 @@ from PIL import Image
 import process_coco
 from coco.caption_files import read_captions
 from coco.tokenizer import load_tokenizer
-from paths import SPLITS, image_name, locations
+from images.image_folders import image_name
+from paths import SPLITS, locations
 from process_coco import ARCHIVES, main
 from support.errors import RunError, UsageError
 from tests.hostile_server import skip_waits

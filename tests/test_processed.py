@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from coco.processed import load_processed, splits_with_images
+from coco.data import CocoData
+from coco.processed import load_processed
 from coco.tokenizer import load_tokenizer
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
@@ -57,7 +58,7 @@ def test_a_list_of_other_things_is_one_line_that_names_file_entry_and_remedy(tin
     content, path = WRONG[what][wrong], tiny_coco[f"val_{what}"]
     torch.save(content, path)
     with pytest.raises(UsageError) as caught:
-        get_coco_loader("val", 2, EvaluationTransform(16), mode=MODES[what], paths=tiny_coco)
+        get_coco_loader("val", 2, EvaluationTransform(16), mode=MODES[what], data=CocoData(tiny_coco))
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -72,10 +73,12 @@ def test_tokens_of_another_tokenizer_are_seen_where_the_tokenizer_is_known(tiny_
         torch.save(entries, tiny_coco["val_tokenized"])
         assert load_processed(tiny_coco, "val", "tokenized") == entries
         if highest < size:
-            assert len(get_coco_loader("val", 2, EvaluationTransform(16), paths=tiny_coco).dataset) == 2
+            assert (
+                len(get_coco_loader("val", 2, EvaluationTransform(16), data=CocoData(tiny_coco)).dataset) == 2
+            )
             continue
         with pytest.raises(UsageError, match=rf"entry 1 is not .* tokens below {size}.*process_coco\.py"):
-            get_coco_loader("val", 2, EvaluationTransform(16), paths=tiny_coco)
+            get_coco_loader("val", 2, EvaluationTransform(16), data=CocoData(tiny_coco))
 
 
 def test_what_is_unusual_and_sound_is_taken(tiny_coco):
@@ -93,13 +96,13 @@ def test_what_is_unusual_and_sound_is_taken(tiny_coco):
 def test_pre_training_does_without_unlabeled_images_where_there_are_none(tiny_coco):
     """COCO's are 20 GB: a data set without them trains on the others; one that is half made still says so."""
     asked = ("train", "unlabeled")
-    assert splits_with_images(tiny_coco, asked) == ["train", "unlabeled"]
+    assert CocoData(tiny_coco).splits_with_images(asked) == ["train", "unlabeled"]
     tiny_coco["unlabeled_image_ids"].unlink()
     with pytest.raises(UsageError, match=r"unlabeled_image_ids.pt is missing: run `python process_coco.py"):
-        load_processed(tiny_coco, splits_with_images(tiny_coco, asked)[1], "image_ids")
+        load_processed(tiny_coco, CocoData(tiny_coco).splits_with_images(asked)[1], "image_ids")
     for image in tiny_coco["unlabeled_images"].iterdir():
         image.unlink()
-    assert splits_with_images(tiny_coco, asked) == ["train"]
-    assert splits_with_images(tiny_coco, ("unlabeled",)) == ["unlabeled"]
+    assert CocoData(tiny_coco).splits_with_images(asked) == ["train"]
+    assert CocoData(tiny_coco).splits_with_images(("unlabeled",)) == ["unlabeled"]
     tiny_coco["train_image_ids"].unlink()
-    assert splits_with_images(tiny_coco, asked) == ["train"]
+    assert CocoData(tiny_coco).splits_with_images(asked) == ["train"]

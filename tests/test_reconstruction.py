@@ -7,7 +7,7 @@ from torch import nn
 from evaluation_report import examples
 from image_captioner import patchify, random_masking
 from image_transforms import EvaluationTransform, load_image, normalize
-from paths import image_name
+from images.image_folders import image_name
 from reconstruction import Reconstructor, clearest_hidden_patch, reconstructor_from_state
 from support.errors import UsageError
 from tests.captioner_cases import random_captioner

@@ -15,7 +15,8 @@ import process_coco
 import sample_coco
 import train_captioner
 import train_encoder
-from coco_loader import get_coco_loader
+from coco.data import CocoData
+from coco_loader import CaptFirstDataset, ImageOnlyDataset
 from image_transforms import EvaluationTransform
 from paths import ROOT, locations, standard
 from support import remedies
@@ -60,11 +61,11 @@ def run_named_command(message: str) -> list[str]:
 
 
 def pairs(where: dict[str, Path]) -> object:
-    return get_coco_loader("train", 2, EvaluationTransform(16), paths=where).dataset[0]
+    return CaptFirstDataset("train", EvaluationTransform(16), data=CocoData(where))[0]
 
 
 def images(where: dict[str, Path]) -> object:
-    return get_coco_loader("unlabeled", 2, EvaluationTransform(16), mode="image_only", paths=where).dataset[0]
+    return ImageOnlyDataset("unlabeled", EvaluationTransform(16), data=CocoData(where))[0]
 
 
 SPOILS = {

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import sample_coco
-from paths import CAPTIONED_SPLITS, SPLITS, image_name, locations
+from images.image_folders import image_name
+from paths import CAPTIONED_SPLITS, SPLITS, locations
 from sample_coco import NEW_PAIRS, draw, invent_scene, write_captions
 from sample_data.illustration import Placed, illustrate
 from sample_data.scenes import FITS, LAYOUTS, MARGIN, Scene, Thing, arrange, inside

@@ -10,11 +10,12 @@ import torch
 import evaluate_captioner
 import train_captioner
 import train_encoder
-from coco.processed import load_processed, open_split_file
+from coco.data import CocoData
+from coco.processed import load_processed
 from coco.split_file import read_split_file
 from coco_loader import get_coco_loader, load_image
 from image_transforms import EvaluationTransform
-from paths import image_name
+from images.image_folders import image_name
 from support.errors import UsageError
 from tests.training_cases import ended, train_captions, train_mae, write_config
 
@@ -137,9 +138,7 @@ def test_each_loader_reads_the_pictures_that_the_file_gives_it_from_where_they_l
 ):
     path, ids = dealt_anew(tiny_coco, tmp_path, kind)
     transform = EvaluationTransform(32)
-    loader = get_coco_loader(
-        split, 100, transform, mode=mode, paths=tiny_coco, split_file=open_split_file(path, tiny_coco)
-    )
+    loader = get_coco_loader(split, 100, transform, mode=mode, data=CocoData.open(tiny_coco, path))
     (batch,) = loader
     assert sorted(set(batch.image_ids.tolist())) == sorted(ids[split])
     for image, image_id in zip(batch.images, batch.image_ids.tolist()):
@@ -157,11 +156,9 @@ def test_each_loader_reads_the_pictures_that_the_file_gives_it_from_where_they_l
 
 def test_the_autoencoder_keeps_its_unlabeled_pictures(tiny_coco, tmp_path):
     path, ids = dealt_anew(tiny_coco, tmp_path)
-    split_file = open_split_file(path, tiny_coco)
-    loader = get_coco_loader(
-        ["train", "unlabeled"], 100, EvaluationTransform(32), mode="image_only", paths=tiny_coco,
-        split_file=split_file,
-    )  # fmt: skip
+    data = CocoData.open(tiny_coco, path)
+    splits = ["train", "unlabeled"]
+    loader = get_coco_loader(splits, 100, EvaluationTransform(32), mode="image_only", data=data)
     (batch,) = loader
     unlabeled = load_processed(tiny_coco, "unlabeled", "image_ids")
     assert batch.image_ids.tolist() == [*sorted(ids["train"]), *unlabeled]

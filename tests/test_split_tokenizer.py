@@ -10,7 +10,7 @@ import pytest
 import process_coco
 import train_captioner
 from coco.caption_files import read_captions
-from coco.processed import open_split_file
+from coco.data import CocoData
 from coco.tokenizer import load_tokenizer, train_tokenizer
 from coco.tokenizer_choice import require_tokenizer_of
 from support.errors import UsageError
@@ -125,7 +125,7 @@ def test_a_run_with_another_split_than_the_tokenizer_s_is_refused_with_the_comma
         assert code == 2
         assert f"trained on the training captions of {of}, and this run is on {run}: run `python" in message
         process_coco.main(options_named(message))
-        split_file = open_split_file(path if flags else None, raw)
+        split_file = CocoData.open(raw, path if flags else None).split_file
         require_tokenizer_of(split_file, path if flags else None, raw)
 
 
@@ -149,7 +149,7 @@ def test_beside_a_tokenizer_of_one_s_own_a_split_file_is_worth_a_note(
     raw["tokenizer"].write_text(tiny_tokenizer().to_str())
     process(raw)
     capsys.readouterr()
-    require_tokenizer_of(open_split_file(path, raw), path, raw)
+    require_tokenizer_of(CocoData.open(raw, path).split_file, path, raw)
     assert "tokenizer.json was not made here; to be strict, " in capsys.readouterr().err
     require_tokenizer_of(None, None, raw)
     assert capsys.readouterr().err == ""

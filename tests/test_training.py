@@ -9,7 +9,8 @@ import torch
 
 import train_captioner
 import train_encoder
-from coco_loader import get_coco_loader
+from coco.data import CocoData
+from coco_loader import LoaderOptions, get_coco_loader
 from image_captioner import ImageAutoEncoder
 from image_transforms import TrainingTransform
 from support import interrupts
@@ -237,8 +238,8 @@ def test_a_loss_over_what_could_be_read_is_the_mean_over_that_alone(run, paths, 
     torch.manual_seed(config.seed)
     model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
     transform = TrainingTransform(config.image_size, config.crop_scale)
-    options = {"mode": "image_only", "paths": paths, "shuffle": True, "skip_unreadable": True}
-    (batch,) = get_coco_loader(("train", "unlabeled"), 50, transform, **options)
+    options = {"mode": "image_only", "shuffle": True, "options": LoaderOptions(skip_unreadable=True)}
+    (batch,) = get_coco_loader(("train", "unlabeled"), 50, transform, data=CocoData(paths), **options)
     loss, _ = train_encoder.reconstruction_loss(model, batch, config)
     assert losses["damaged"] == pytest.approx(loss.item(), rel=1e-6)
 

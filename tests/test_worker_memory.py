@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import coco_loader
+from coco.data import CocoData
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset
 from image_transforms import EvaluationTransform
 from paths import locations
@@ -57,7 +58,7 @@ def data(tiny_coco) -> Path:
 def print_growths(data: str) -> None:
     """Prints as JSON how much a worker grows by over an epoch of each kind of data set."""
     coco_loader.transformed = lambda *_: torch.zeros(3, 1, 1, dtype=torch.uint8)  # no time lost on images
-    options = {"transform": EvaluationTransform(16), "paths": locations(data)}
+    options = {"transform": EvaluationTransform(16), "data": CocoData(locations(data))}
     kinds = ListOfLists("train", **options), CaptFirstDataset("train", **options)
     by_image = ImageCaptionsDataset("train", captions_per_image=5, **options)
     print(json.dumps([growth(dataset) for dataset in (*kinds, by_image)]))

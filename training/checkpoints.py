@@ -32,6 +32,7 @@ from training.contents import require_parts
 
 SCHEMA = 1
 STAGES = ("encoder", "captioner")
+RENAMED = {"pictures": "resized_to"}  # parts of older checkpoints, and what they are called now
 TORCH_FLOOR = (2, 11)  # older ones: weights_only=True can be broken out of (CVE-2025-32434, CVE-2026-24747)
 
 TRAILER = 2 + len("sha256:") + 64
@@ -124,6 +125,9 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
         )
     if stage not in (None, state["stage"]):
         raise UsageError(f"{path}: a checkpoint of the {state['stage']}, but one of the {stage} is needed")
+    for old, new in RENAMED.items():
+        if old in state:
+            state.setdefault(new, state.pop(old))
     if stage is not None:
         require_parts(path, state)
     return state

@@ -40,9 +40,9 @@ def require_parts(path: Path, state: Mapping[str, Any]) -> None:
         isinstance(split, dict) and all(isinstance(split.get(key), kind) for key, kind in kinds.items())
     ):
         raise _unsound(path, f"its split_file should hold {', '.join(kinds)}")
-    size = state.get("pictures")
+    size = state.get("resized_to")
     if size is not None and not (type(size) is int and 0 < size <= LARGEST_COUNT):
-        raise _unsound(path, "its pictures should be a number of pixels, or none")
+        raise _unsound(path, "its resized_to should be a number of pixels, or none")
     _require_progress(path, state["progress"])
 
 

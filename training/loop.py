@@ -290,8 +290,8 @@ class Trainer:
             return RunError(
                 f"{progress.unreadable} of {samples} samples have pictures that cannot be read, and "
                 f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; list them with "
-                f"`{check_command(self.train_loader.dataset.paths)}`, put whole files in their places and go "
-                "on with -c last, or raise max_bad_fraction in your YAML file and go on with -c last "
+                f"`{check_command(self.train_loader.dataset.data.paths)}`, put whole files in their places "
+                "and go on with -c last, or raise max_bad_fraction in your YAML file and go on with -c last "
                 "--config FILE"
             )
         if progress.bad_steps >= config.max_bad_steps:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import process_coco
-from images.resized_copies import copy_folder
-from paths import image_name, with_copies
+from images.image_folders import image_name
+from images.resized_copies import copy_folder, with_copies
 from tests import process_cases
 
 pytestmark = pytest.mark.timeout(600)

@@ -1,0 +1,152 @@
+"""A data set in COCO's layout as one object: where it lies, its split, and which images training reads."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Self
+
+from coco.processed import MOST_TOKENS, load_processed
+from coco.split_file import FOLDERS, SplitFile, folder_splits, read_split_file
+from images.image_folders import image_name, picture_ids
+from images.resized_copies import resized_folder, size_for_training
+from support import distributed
+from support.errors import UsageError
+from support.files import Record, read_json
+from support.remedies import prepare_command
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """A data set that `process_coco.py` has prepared.
+
+    Args:
+        paths: every file location, as `paths.locations` makes it.
+        split_file: deals the images of train2017 and val2017 out anew; None is COCO's own split.
+        resized_to: the pixels of the copies' shorter side that are read instead of the images; None reads the
+            images themselves.
+    """
+
+    paths: Mapping[str, Path]
+    split_file: SplitFile | None = None
+    resized_to: int | None = None
+
+    @classmethod
+    def open(cls, paths: Mapping[str, Path], split_file: Path | None = None) -> Self:
+        """The data with the split file that `--split-file` names, or with their own, checked against them.
+
+        The data's own is what `process_coco.py --own` wrote beside images for test: they must never be taken
+        for others because a flag was forgotten.
+
+        Raises:
+            UsageError: the split file cannot be read or does not fit the data.
+        """
+        if split_file is None and paths["split_file"].exists() and "own" in read_json(paths["record"], {}):
+            split_file = paths["split_file"]
+            if distributed.is_main():
+                print(f"splits: those of {split_file}", flush=True)
+        if split_file is None:
+            return cls(paths)
+        image_ids = (load_processed(paths, folder, "image_ids") for folder in FOLDERS)
+        return cls(paths, read_split_file(split_file, *image_ids))
+
+    def for_training(
+        self, splits: Sequence[str], image_size: int, checkpoint: Mapping[str, Any] | None = None
+    ) -> Self:
+        """The data with resized copies in place of the images, if there are any that will do.
+
+        Copies change pixels a little, so that they are for training only; figures come from the originals.
+
+        Args:
+            splits: which are trained on.
+            image_size: the model's, pixels.
+            checkpoint: the one that is resumed, if one is: it keeps to what it began with.
+
+        Raises:
+            UsageError: the run was begun with copies that are gone, or its machines hold different ones.
+        """
+        folders = folder_splits(splits, self.split_file)
+        size = size_for_training(folders, image_size, self.paths, Record(self.paths["record"]), checkpoint)
+        sizes = set(distributed.gathered(size))
+        if len(sizes) > 1:
+            command = prepare_command(self.paths, "--resize", max(filter(None, sizes)))
+            raise UsageError(
+                f"some machines of this run have copies of the pictures in {self.paths['data']} that others "
+                f"lack: run `{command}` on each"
+            )
+        return replace(self, resized_to=size)
+
+    def originals(self) -> Self:
+        """The data without resized copies."""
+        return replace(self, resized_to=None)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data that it was trained on."""
+        return {
+            "split_file": self.split_file and self.split_file.facts(),
+            "resized_to": self.resized_to,
+        }
+
+    def image_kind(self) -> str:
+        """Which images are read, in words."""
+        return f"copies of {self.resized_to} pixels" if self.resized_to else "originals of full size"
+
+    def image_file(self, split: str, image_id: int) -> Path:
+        """The file of an image of a split."""
+        if self.split_file is not None:
+            split = self.split_file.folder_split(split, image_id)
+        folder = self.paths[f"{split}_images"]
+        if self.resized_to is not None:
+            folder = resized_folder(folder, self.resized_to)
+        return folder / image_name(image_id)
+
+    def image_ids(self, split: str) -> list[int]:
+        """The ids of a split's images; errors as in `coco.processed.load_processed`."""
+        return self._load(split, "image_ids", int)
+
+    def captions(self, split: str) -> list[tuple[int, list[str]]]:
+        """(image id, its captions) of each image of a split; errors as in `coco.processed.load_processed`."""
+        return self._load(split, "im2capts", itemgetter(0))
+
+    def tokenized(self, split: str, vocabulary_size: int = MOST_TOKENS) -> list[dict[str, Any]]:
+        """{"caption": [ids], "image_id": int} of each caption of a split.
+
+        Args:
+            split: "train", "val", or "test" of a split file.
+            vocabulary_size: of the tokenizer; a token that is not below it is an error.
+
+        Raises:
+            UsageError: as in `coco.processed.load_processed`.
+        """
+        return self._load(split, "tokenized", itemgetter("image_id"), vocabulary_size)
+
+    def splits_with_images(self, splits: Sequence[str]) -> list[str]:
+        """Of the splits that pre-training asks for, those that there are images of.
+
+        Only "unlabeled" may be left out: COCO's is 20 GB, and data of one's own seldom have any.
+
+        Raises:
+            UsageError: a machine of this run has unlabeled images, and another has none.
+        """
+        paths = self.paths
+        absent = not paths["unlabeled_image_ids"].exists() and not picture_ids(paths["unlabeled_images"])
+        there = [split for split in splits if not (split == "unlabeled" and absent)] or list(splits)
+        if len(set(distributed.gathered(tuple(there)))) > 1:
+            raise UsageError(
+                f"some machines of this run have unlabeled images in {paths['data']} that others lack: bring "
+                "them to all, or leave unlabeled out of splits in the configuration"
+            )
+        return there
+
+    def _load(
+        self, split: str, what: str, image_id_of: Callable[[Any], int], vocabulary_size: int = MOST_TOKENS
+    ) -> list[Any]:
+        """What `load_processed` loads, of the images that the split file gives to a split."""
+        if self.split_file is None or split not in self.split_file.ids:
+            return load_processed(self.paths, split, what, vocabulary_size)
+        members = set(self.split_file.ids[split].tolist())
+        if not members:
+            raise UsageError(f"{self.split_file.name} has no pictures for {split}")
+        lists = [load_processed(self.paths, folder, what, vocabulary_size) for folder in FOLDERS]
+        return [entry for entry in itertools.chain.from_iterable(lists) if image_id_of(entry) in members]

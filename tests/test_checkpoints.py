@@ -143,7 +143,7 @@ def test_sigkill_before_any_call_leaves_a_loadable_newest_or_previous(tmp_path):
         assert path.name in ("checkpoint2.pt", "checkpoint3.pt")
         assert is_state(state, checkpoints.position(path)[0])
         checkpoints.clean(folder)
-        assert not list(folder.glob("*.tmp-*"))
+        assert not list(folder.glob("*.tmp*"))
     assert kills >= 6  # at least one write, two fsyncs, a rename, an unlink of checkpoint 1
     assert names(folder) == ["checkpoint2.pt", "checkpoint3.pt"]
 
@@ -210,7 +210,7 @@ def test_full_disk_leaves_the_old_checkpoint_and_one_line(tmp_path, monkeypatch,
 
 
 def test_a_full_device_of_the_kernel_is_one_line_too(tmp_path):
-    (tmp_path / f"checkpoint1.pt.tmp-{os.getpid()}").symlink_to("/dev/full")
+    (tmp_path / "checkpoint1.pt.tmp").symlink_to("/dev/full")
     with pytest.raises(RunError, match="not saved: No space left on device"):
         save(tmp_path, 1)
     assert names(tmp_path) == []
@@ -298,7 +298,7 @@ def test_names_are_put_in_the_order_of_training(tmp_path):
         "checkpoint.pt",
         "checkpoint03.pt",
         "checkpoint3-step0.pt",
-        "checkpoint4.pt.tmp-1",
+        "checkpoint4.pt.tmp",
         "best.pt",
     ):
         (tmp_path / stranger).touch()
@@ -318,23 +318,27 @@ def test_a_checkpoint_is_found_by_path_by_bare_name_and_as_last(tmp_path, monkey
     folder = tmp_path / "encoder"
     paths = [save(folder, epoch, elements=1) for epoch in (1, 2)]
     monkeypatch.chdir(tmp_path)
-    assert checkpoints.find(folder, "checkpoint1.pt") == paths[0]
-    assert checkpoints.find(folder, "encoder/checkpoint1.pt").samefile(paths[0])
-    assert checkpoints.find(folder, str(paths[0])) == paths[0]
-    assert checkpoints.find(folder, "last") == paths[1]
-    assert checkpoints.find(tmp_path / "elsewhere", f"{folder}/last") == paths[1]
-    assert checkpoints.find(tmp_path / "elsewhere", "encoder/last").samefile(paths[1])
+
+    def found(folder: Path, wanted: str) -> Path:
+        return checkpoints.load_named(folder, wanted)[0]
+
+    assert found(folder, "checkpoint1.pt") == paths[0]
+    assert found(folder, "encoder/checkpoint1.pt").samefile(paths[0])
+    assert found(folder, str(paths[0])) == paths[0]
+    assert found(folder, "last") == paths[1]
+    assert found(tmp_path / "elsewhere", f"{folder}/last") == paths[1]
+    assert found(tmp_path / "elsewhere", "encoder/last").samefile(paths[1])
     with pytest.raises(UsageError, match=r"nowhere: no sound checkpoint for `last`"):
-        checkpoints.find(folder, "nowhere/last")
+        found(folder, "nowhere/last")
     with pytest.raises(
         UsageError, match=r"checkpoint7.pt: no such .* there are checkpoint1.pt, checkpoint2.pt"
     ):
-        checkpoints.find(folder, "checkpoint7.pt")
+        found(folder, "checkpoint7.pt")
     for name in ("", ".", "a" * 300, "nowhere/at/all.pt", "encoder"):
         with pytest.raises(UsageError, match="no such checkpoint"):
-            checkpoints.find(folder, name)
+            found(folder, name)
     with pytest.raises(UsageError, match=r"no sound checkpoint for `last`; in .* there is none"):
-        checkpoints.find(tmp_path / "empty", "last")
+        found(tmp_path / "empty", "last")
 
 
 def test_a_sound_newest_of_another_stage_is_no_damage(tmp_path):

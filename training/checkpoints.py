@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import torch
 
 from support.errors import RunError, UsageError
-from support.files import sync, sync_folder
+from support.files import replacing
 from training.contents import require_parts
 
 SCHEMA = 1
@@ -56,28 +56,23 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: no space, no permission, or a value that could not be loaded again; nothing has changed.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = None
     try:
         if state.get("schema") != SCHEMA or state.get("stage") not in STAGES:
             raise TypeError(f"a checkpoint needs schema {SCHEMA} and a stage out of {', '.join(STAGES)}")
         _require_plain(state, "state", set())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w+b") as file:
+        with replacing(path) as temporary, open(temporary, "w+b") as file:
             torch.save(state, file)
             end = file.seek(-2, os.SEEK_END)
             trailer = _trailer(file, end)
             file.seek(end)
             file.write(trailer)
-            file.flush()
-            sync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except Exception as error:  # torch wraps an OSError of the file in a RuntimeError of its own
         reason = error if isinstance(error, OSError) else error.__context__ or error
         text = getattr(reason, "strerror", None) or str(reason).partition("\n")[0]
         raise RunError(f"{path}: not saved: {text}; the checkpoints before it are whole") from error
     finally:
-        if os.path.exists(temporary):
+        if temporary and temporary.exists():
             _remove(temporary)
 
 
@@ -190,11 +185,6 @@ def load_named(folder: Path, wanted: str, stage: str | None = None) -> tuple[Pat
     raise UsageError(f"{folder}: no sound checkpoint for `last`; {_listed(folder)}")
 
 
-def find(folder: Path, wanted: str) -> Path:
-    """The file that `-c` or `-p` names, verified; see `load_named`."""
-    return load_named(folder, wanted)[0]
-
-
 def prepare(folder: Path, resumed: Path | None = None) -> None:
     """Readies a folder for a run: removes what a killed save left, sets aside what is not this run's past.
 
@@ -224,7 +214,7 @@ def prepare(folder: Path, resumed: Path | None = None) -> None:
 
 def clean(folder: Path) -> None:
     """Removes the temporary files of saves that were killed."""
-    for path in Path(folder).glob("checkpoint*.pt.tmp-*"):
+    for path in Path(folder).glob("checkpoint*.pt.tmp*"):
         _remove(path)
 
 

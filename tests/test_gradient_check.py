@@ -10,9 +10,8 @@ from torch import nn
 from image_captioner import ImageEncoder
 from support.errors import RunError
 from tests.training_cases import STACK, assert_same, state_of, train_captions, train_mae, write_config
-from training import gradient_check
-from training.gradient_check import gradients_arrive
 from training.loop import Trainer
+from training.network import gradients_arrive
 from training.step import Stepper
 
 FIRST = r"encoder\.transformer\.layers\.1\.self_attention\.query_projection\.weight"  # that gets unfrozen
@@ -123,7 +122,7 @@ def test_all_ranks_come_to_the_same_end(monkeypatch, elsewhere):
 
 def end(patch: pytest.MonkeyPatch, rank: tuple, total: Callable) -> str | None:
     """How the check ends on a rank, if the sum over all ranks is what `total` makes of its part."""
-    patch.setattr(gradient_check.distributed, "total", total)
+    patch.setattr("training.network.distributed.total", total)
     try:
         gradients_arrive(*rank, counts=torch.tensor(True))
     except RunError as error:

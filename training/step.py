@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from support import distributed, interrupts
 from support.devices import autocast, choose_precision
 from training.config import TrainingConfig
-from training.gradient_check import gradients_arrive
+from training.network import gradients_arrive
 from training.optimizer import learning_rate_factor
 from training.sampling import MicroBatch
 

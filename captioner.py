@@ -9,23 +9,23 @@ Shapes: B pictures, T tokens, N patches, H and W the model's picture size, h × 
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
 from coco.tokenizer import EOS, PAD, SOS, UNK, parse_tokenizer, words_of
-from image_captioner import build_captioner
+from image_captioner import AutoEncoderShape, CaptionerShape, build_captioner
 from image_transforms import EvaluationTransform, normalize
 from support import command_line, interrupts
-from support.configuration import at_least, bounded, config_from_dict, positive
-from support.devices import autocast, decoding_precision
+from support.configuration import at_least, bounded, config_part
+from support.devices import Precision, autocast, decoding_precision
 from training import checkpoints
 from training.contents import require_weights
-from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
+from transformer_components import BeamSearchOptions, Hypothesis, TransformerEncoderDecoder
 
 JOINERS = "\u200c\u200d"  # of zero width; Persian and the scripts of India write words with them
 
@@ -139,70 +139,54 @@ class Captioner:
         )
 
 
-def new_captioner(contents: dict[str, Any], device: torch.device) -> Captioner:
-    """A captioner of the shape that a checkpoint's contents describe, its weights still random."""
-    config, shape = contents["config"], contents["encoder"]
-    tokenizer = parse_tokenizer(contents["tokenizer"], "the checkpoint's tokenizer")
-    model = build_captioner(
-        image_size=shape["image_size"],
-        patch_size=shape["patch_size"],
-        encoder=config_from_dict(shape["encoder"], StackConfig, "the checkpoint's encoder"),
-        decoder=config_from_dict(config["decoder"], StackConfig, "the checkpoint's decoder"),
-        vocabulary_size=tokenizer.get_vocab_size(),
-        context_length=config["context_length"],
-        tie_embeddings=config["tie_embeddings"],
-    )
-    return Captioner(
-        model=model.to(device),
-        tokenizer=tokenizer,
-        transform=EvaluationTransform(shape["image_size"]),
-        options=BeamSearchOptions(
-            max_length=config["context_length"],
-            num_beams=config["num_beams"],
-            length_alpha=config["length_alpha"],
-        ),
-        device=device,
-        precision=decoding_precision(config["precision"], device),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
-class EncoderShape:
-    """The sizes of the ViT, as a captioner's checkpoint keeps them."""
+class CaptioningConfig(CaptionerShape):
+    """The keys of `captioner_config.yaml` with which a trained model captions: its shape and its search."""
 
-    image_size: int = positive()
-    patch_size: int = positive()
-    encoder: StackConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptioningConfig:
-    """The keys of a captioner's configuration without which it cannot caption."""
-
-    decoder: StackConfig
-    context_length: int = positive()
-    tie_embeddings: bool
     num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
-    length_alpha: float = at_least(0)
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
+    precision: Precision
 
 
-def require_captioner(path: Path, state: dict[str, Any]) -> None:
-    """Raises UsageError unless a checkpoint's sizes, tokenizer and weights are of one captioner."""
-    needed = {field.name for field in fields(CaptioningConfig)}
-    values = {key: value for key, value in state["config"].items() if key in needed}
-    config = config_from_dict(values, CaptioningConfig, f"{path}: config")
-    shape = config_from_dict(state["encoder"], EncoderShape, f"{path}: encoder")
+def new_captioner(
+    config: CaptioningConfig, encoder: AutoEncoderShape, tokenizer: Tokenizer, device: torch.device
+) -> Captioner:
+    """A captioner with the vocabulary of its tokenizer, its weights still random."""
+    return Captioner(
+        model=build_captioner(encoder, with_vocabulary(config, tokenizer)).to(device),
+        tokenizer=tokenizer,
+        transform=EvaluationTransform(encoder.image_size),
+        options=BeamSearchOptions(config.context_length, config.num_beams, config.length_alpha),
+        device=device,
+        precision=decoding_precision(config.precision, device),
+    )
+
+
+def with_vocabulary(shape: CaptionerShape, tokenizer: Tokenizer) -> CaptionerShape:
+    """The shape with as many tokens as the tokenizer has; the configuration says how many it may have."""
+    return replace(shape, vocabulary_size=tokenizer.get_vocab_size())
+
+
+def require_captioner(
+    path: Path, state: dict[str, Any]
+) -> tuple[CaptioningConfig, AutoEncoderShape, Tokenizer]:
+    """What of a checkpoint makes its captioner, ready for `new_captioner`.
+
+    Raises:
+        UsageError: sizes, tokenizer and weights are not of one captioner; nothing has been allocated by them.
+    """
+    config = config_part(state["config"], CaptioningConfig, f"{path}: config")
+    # Files of before December 2026 leave out the autoencoder's decoder: a captioner has no use for it.
+    saved = {"decoder": state["encoder"].get("encoder")} | state["encoder"]
+    encoder = config_part(saved, AutoEncoderShape, f"{path}: encoder")
     tokenizer = parse_tokenizer(state["tokenizer"], f"{path}: its tokenizer")
     require_weights(
         path,
         state["model"],
-        shape.encoder.num_layers + config.decoder.num_layers,
-        lambda: build_captioner(
-            shape.image_size, shape.patch_size, shape.encoder, config.decoder,
-            tokenizer.get_vocab_size(), config.context_length, config.tie_embeddings,
-        ),
-    )  # fmt: skip
+        encoder.encoder.num_layers + config.decoder.num_layers,
+        lambda: build_captioner(encoder, with_vocabulary(config, tokenizer)),
+    )
+    return config, encoder, tokenizer
 
 
 def captioner_from_state(
@@ -222,8 +206,7 @@ def captioner_from_state(
     Raises:
         UsageError: the parts do not fit together; nothing has been allocated by the sizes that they claim.
     """
-    require_captioner(path, state)
-    captioner = new_captioner(state, device)
+    captioner = new_captioner(*require_captioner(path, state), device)
     captioner.model.load_state_dict(state["model"])
     if num_beams is not None:
         captioner.options = replace(captioner.options, num_beams=num_beams)

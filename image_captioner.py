@@ -3,15 +3,20 @@
     ImageAutoEncoder          = ImageEncoder + ImageDecoder      He et al. 2021 (arXiv:2111.06377)
     TransformerEncoderDecoder = ImageEncoder + CaptionDecoder    the captioner, from `build_captioner`
 
+The sizes of each are one dataclass, `AutoEncoderShape` and `CaptionerShape`.  The configurations of the
+training scripts inherit them, the constructors take them, and a checkpoint's configuration holds them.
+
 Shapes: B batch, N all patches, K kept patches, M masked patches, P patch side, h × w grid of patches,
 N = h·w, D hidden, T caption tokens, S source patches, V vocabulary.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from support.configuration import positive
 from support.devices import without_autocast
 from training.randomness import hashed_noise
 from transformer_components import (
@@ -27,6 +32,41 @@ from transformer_components import (
 )
 
 CHANNELS = 3  # red, green, blue
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoEncoderShape:
+    """The sizes of the masked autoencoder.  The captioner takes all of them over but the decoder.
+
+    Raises:
+        ValueError: the patches do not fill the image.
+    """
+
+    image_size: int = positive()  # pixels, height and width
+    patch_size: int = positive()  # pixels; divides image_size
+    encoder: StackConfig  # the ViT that the captioner will use
+    decoder: StackConfig  # discarded after pre-training
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerShape:
+    """The sizes of the caption decoder; the encoder has those of its `AutoEncoderShape`."""
+
+    # The most tokens the tokenizer may have; the model has as many as it.  How many it has, was said to
+    # `process_coco.py --vocabulary-size`.
+    vocabulary_size: int = positive()
+    context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
+    decoder: StackConfig
+    tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary (Press and Wolf 2017)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -67,6 +107,18 @@ def masked_pixels(images: Tensor, masked: Tensor, patch_size: int) -> Tensor:
     return select_patches(patchify(images, patch_size), masked)
 
 
+def count_masked(num_patches: int, masking_ratio: float) -> int:
+    """M, how many of N patches are masked.
+
+    Raises:
+        ValueError: the ratio leaves no patch to see or none to predict.
+    """
+    num_masked = round(num_patches * masking_ratio)
+    if not 0 < num_masked < num_patches:
+        raise ValueError(f"masking_ratio: {masking_ratio} of {num_patches} patches masks none or all")
+    return num_masked
+
+
 def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tuple[Tensor, Tensor]:
     """Deals the patches of each image out into kept and masked ones (He et al. 2021, section 3).
 
@@ -76,7 +128,7 @@ def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tup
     Args:
         seeds: (B,) int64, one for each image.
         num_patches: N.
-        masking_ratio: share of the patches to mask; M = round(N · masking_ratio).
+        masking_ratio: share of the patches to mask.
 
     Returns:
         kept (B, K) and masked (B, M) positions, int64.
@@ -84,9 +136,7 @@ def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tup
     Raises:
         ValueError: the ratio leaves no patch to see or none to predict.
     """
-    num_masked = round(num_patches * masking_ratio)
-    if not 0 < num_masked < num_patches:
-        raise ValueError(f"masking_ratio {masking_ratio} masks {num_masked} of {num_patches} patches")
+    num_masked = count_masked(num_patches, masking_ratio)
     shuffled = hashed_noise(seeds, num_patches).argsort(dim=1)  # (B, N)
     return shuffled[:, num_masked:], shuffled[:, :num_masked]
 
@@ -124,24 +174,12 @@ def grid_positions(num_patches: int, size: int) -> Tensor:
 class PatchEmbedding(nn.Module):
     """Projects patches to embeddings and adds the learned position of each."""
 
-    def __init__(self, image_size: int, patch_size: int, hidden_size: int):
-        """
-        Args:
-            image_size: side of the square images, pixels.
-            patch_size: side of a patch, pixels.
-            hidden_size: width of an embedding.
-
-        Raises:
-            ValueError: the patches do not fill the image.
-        """
+    def __init__(self, shape: AutoEncoderShape):
         super().__init__()
-        if patch_size < 1 or image_size < 1 or image_size % patch_size:
-            raise ValueError(f"image_size {image_size} does not divide into patches of {patch_size}")
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_patches = (image_size // patch_size) ** 2
-        self.projection = nn.Linear(patch_size * patch_size * CHANNELS, hidden_size)
-        self.positions = nn.Parameter(grid_positions(self.num_patches, hidden_size))  # (N, D)
+        size = shape.encoder.hidden_size
+        self.image_size, self.patch_size = shape.image_size, shape.patch_size
+        self.projection = nn.Linear(shape.patch_size**2 * CHANNELS, size)
+        self.positions = nn.Parameter(grid_positions(shape.num_patches, size))  # (N, D)
         initialise(self)
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -169,12 +207,11 @@ class PatchEmbedding(nn.Module):
 class ImageEncoder(nn.Module):
     """The vision transformer: patch embedding, then a transformer encoder."""
 
-    def __init__(self, image_size: int, patch_size: int, config: StackConfig):
+    def __init__(self, shape: AutoEncoderShape):
         super().__init__()
-        self.hidden_size = config.hidden_size
-        self.patch_embedding = PatchEmbedding(image_size, patch_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.transformer = TransformerEncoder(config)
+        self.patch_embedding = PatchEmbedding(shape)
+        self.dropout = nn.Dropout(shape.encoder.dropout)
+        self.transformer = TransformerEncoder(shape.encoder)
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) to the features (B, K, D) of the kept patches, or of all N."""
@@ -184,29 +221,22 @@ class ImageEncoder(nn.Module):
 class ImageDecoder(nn.Module):
     """Predicts the pixels of masked patches from the features of the kept ones; thrown away afterwards."""
 
-    def __init__(self, num_patches: int, patch_size: int, encoder_size: int, config: StackConfig):
-        """
-        Args:
-            num_patches: N.
-            patch_size: side of a patch, pixels.
-            encoder_size: width of the encoder's features; projected if it is not this stack's own.
-            config: the stack.
-        """
+    def __init__(self, shape: AutoEncoderShape):
         super().__init__()
-        size = config.hidden_size
+        encoder_size, size = shape.encoder.hidden_size, shape.decoder.hidden_size
         self.projection = nn.Identity() if encoder_size == size else nn.Linear(encoder_size, size)
         self.mask_token = nn.Parameter(torch.zeros(size))  # (D,), the positions tell masked patches apart
-        self.positions = nn.Parameter(grid_positions(num_patches, size))  # (N, D)
-        self.dropout = nn.Dropout(config.dropout)
-        self.transformer = TransformerEncoder(config)
-        self.to_pixels = nn.Linear(size, patch_size * patch_size * CHANNELS)
+        self.positions = nn.Parameter(grid_positions(shape.num_patches, size))  # (N, D)
+        self.dropout = nn.Dropout(shape.decoder.dropout)
+        self.transformer = TransformerEncoder(shape.decoder)
+        self.to_pixels = nn.Linear(size, shape.patch_size**2 * CHANNELS)
         initialise(self.projection)
         initialise(self.to_pixels)
 
     def forward(self, encoded: Tensor, kept: Tensor, masked: Tensor | None = None) -> Tensor:
         """
         Args:
-            encoded: (B, K, encoder_size) features of the kept patches.
+            encoded: (B, K, D of the encoder) features of the kept patches.
             kept: (B, K) int64, where they stand.
             masked: (B, M) int64, the patches to predict; None: all N in their order.
 
@@ -226,12 +256,11 @@ class ImageDecoder(nn.Module):
 class ImageAutoEncoder(nn.Module):
     """The masked autoencoder: an encoder that sees the kept patches, a decoder that predicts the others."""
 
-    def __init__(self, image_size: int, patch_size: int, encoder: StackConfig, decoder: StackConfig):
+    def __init__(self, shape: AutoEncoderShape):
         super().__init__()
-        self.patch_size = patch_size
-        self.encoder = ImageEncoder(image_size, patch_size, encoder)
-        self.num_patches = self.encoder.patch_embedding.num_patches
-        self.decoder = ImageDecoder(self.num_patches, patch_size, encoder.hidden_size, decoder)
+        self.patch_size, self.num_patches = shape.patch_size, shape.num_patches
+        self.encoder = ImageEncoder(shape)
+        self.decoder = ImageDecoder(shape)
 
     def forward(self, images: Tensor, kept: Tensor, masked: Tensor | None = None) -> Tensor:
         """
@@ -249,34 +278,24 @@ class ImageAutoEncoder(nn.Module):
 class CaptionDecoder(nn.Module):
     """Token embeddings and positions, a transformer decoder, and a projection to the vocabulary."""
 
-    def __init__(
-        self,
-        vocabulary_size: int,
-        context_length: int,
-        memory_size: int,
-        config: StackConfig,
-        tie_embeddings: bool = False,
-    ):
+    def __init__(self, shape: CaptionerShape, memory_size: int):
         """
         Args:
-            vocabulary_size: V.
-            context_length: longest sequence of tokens that can be read, and so generated.
+            shape: with the vocabulary that the tokenizer really has.
             memory_size: width of the encoder's features.
-            config: the stack.
-            tie_embeddings: the last projection shares its weight with the embedding (Vaswani et al. 2017,
-                section 3.4, after Press and Wolf 2017).
         """
         super().__init__()
-        self.context_length = context_length
-        self.token_embedding = nn.Embedding(vocabulary_size, config.hidden_size)
-        self.embedding_scale = math.sqrt(config.hidden_size)  # section 3.4 of the paper
-        self.positions = nn.Parameter(sinusoids(torch.arange(context_length), config.hidden_size))
-        self.dropout = nn.Dropout(config.dropout)
-        self.transformer = TransformerDecoder(config, memory_size)
-        self.to_vocabulary = Linear(config.hidden_size, vocabulary_size)
+        size = shape.decoder.hidden_size
+        self.context_length = shape.context_length
+        self.token_embedding = nn.Embedding(shape.vocabulary_size, size)
+        self.embedding_scale = math.sqrt(size)  # Vaswani et al. 2017, section 3.4
+        self.positions = nn.Parameter(sinusoids(torch.arange(shape.context_length), size))  # (T, D)
+        self.dropout = nn.Dropout(shape.decoder.dropout)
+        self.transformer = TransformerDecoder(shape.decoder, memory_size)
+        self.to_vocabulary = Linear(size, shape.vocabulary_size)
         initialise(self.token_embedding)
         initialise(self.to_vocabulary)
-        if tie_embeddings:
+        if shape.tie_embeddings:  # also section 3.4
             self.to_vocabulary.weight = self.token_embedding.weight
 
     def new_cache(self, memory: Tensor) -> DecoderCache:
@@ -328,17 +347,13 @@ class CaptionDecoder(nn.Module):
         return self.positions[position:end]
 
 
-def build_captioner(
-    image_size: int,
-    patch_size: int,
-    encoder: StackConfig,
-    decoder: StackConfig,
-    vocabulary_size: int,
-    context_length: int,
-    tie_embeddings: bool = False,
-) -> TransformerEncoderDecoder:
-    """The full captioner: images (B, 3, H, W) and tokens (B, T) to logits (B, T, V)."""
+def build_captioner(encoder: AutoEncoderShape, shape: CaptionerShape) -> TransformerEncoderDecoder:
+    """The full captioner: images (B, 3, H, W) and tokens (B, T) to logits (B, T, V).
+
+    Args:
+        encoder: of the autoencoder whose encoder it takes over.
+        shape: with the vocabulary that the tokenizer really has.
+    """
     return TransformerEncoderDecoder(
-        ImageEncoder(image_size, patch_size, encoder),
-        CaptionDecoder(vocabulary_size, context_length, encoder.hidden_size, decoder, tie_embeddings),
+        ImageEncoder(encoder), CaptionDecoder(shape, encoder.encoder.hidden_size)
     )

@@ -6,7 +6,7 @@ Shapes: B batch, N all patches, M masked patches, P patch side, H and W the mode
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from image_captioner import (
+    AutoEncoderShape,
     ImageAutoEncoder,
+    count_masked,
     normalise_patches,
     patchify,
     random_masking,
@@ -22,10 +24,10 @@ from image_captioner import (
     unpatchify,
 )
 from image_transforms import EvaluationTransform, denormalize, normalize
-from support.configuration import bounded, config_from_dict, positive
+from support.configuration import bounded, config_part
 from training.checkpoints import existing, load_named
 from training.contents import require_weights
-from transformer_components import StackConfig, evaluating
+from transformer_components import evaluating
 
 
 class Reconstruction(NamedTuple):
@@ -82,31 +84,29 @@ class Reconstructor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoEncoderConfig:
-    """The keys of an encoder's configuration without which it cannot reconstruct."""
+class ReconstructionConfig(AutoEncoderShape):
+    """The keys of `mae_config.yaml` with which a trained model reconstructs: its shape and its task."""
 
-    image_size: int = positive()
-    patch_size: int = positive()
-    encoder: StackConfig
-    decoder: StackConfig
-    masking_ratio: float = bounded(above=0, below=1)
-    normalize_targets: bool
+    masking_ratio: float = bounded(above=0, below=1)  # of the patches, hidden from the encoder
+    normalize_targets: bool  # each target patch by its own mean and variance (He et al. 2021, section 4.1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count_masked(self.num_patches, self.masking_ratio)
 
 
-def require_auto_encoder(path: Path, state: Mapping[str, Any]) -> AutoEncoderConfig:
-    """The sizes of a checkpoint's autoencoder.
+def require_auto_encoder(path: Path, state: Mapping[str, Any]) -> ReconstructionConfig:
+    """What of a checkpoint makes its autoencoder.
 
     Raises:
         UsageError: the weights do not have these sizes; nothing has been allocated by them.
     """
-    needed = {field.name for field in fields(AutoEncoderConfig)}
-    values = {key: value for key, value in state["config"].items() if key in needed}
-    config = config_from_dict(values, AutoEncoderConfig, f"{path}: config")
+    config = config_part(state["config"], ReconstructionConfig, f"{path}: config")
     require_weights(
         path,
         state["model"],
         config.encoder.num_layers + config.decoder.num_layers,
-        lambda: ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder),
+        lambda: ImageAutoEncoder(config),
     )
     return config
 
@@ -120,7 +120,7 @@ def reconstructor_from_state(
         UsageError: the weights do not fit the sizes.
     """
     config = require_auto_encoder(path, state)
-    model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    model = ImageAutoEncoder(config)
     model.load_state_dict(state["model"])
     return Reconstructor(
         model=model.to(device).eval(),

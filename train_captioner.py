@@ -18,24 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
-from captioner import Captioner, new_captioner, require_captioner
+from captioner import Captioner, CaptioningConfig, new_captioner, require_captioner
 from coco.data import CocoData
 from coco.processed import load_data_tokenizer
 from coco.split_file import require_same_split, warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader
 from evaluate_captioner import caption_split, require_references, scored, scoring_of
-from image_captioner import ImageEncoder
+from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
 from paths import chosen
 from reconstruction import require_auto_encoder
 from scoring.assessment import caption_statistics
 from support import command_line, devices, distributed
-from support.configuration import at_least, bounded, config_to_dict, load_config, positive
+from support.configuration import bounded, config_to_dict, load_config, positive
 from support.errors import UsageError
 from support.files import require_unix
 from train_encoder import MaeConfig
@@ -45,22 +46,16 @@ from training.epoch_log import epoch_line, open_board
 from training.loop import Trainer
 from training.optimizer import adamw
 from training.run_lock import RunLock
-from transformer_components import StackConfig, TransformerEncoderDecoder
-
-MODEL_KEYS = ("vocabulary_size", "context_length", "decoder", "tie_embeddings")  # what a resume must keep
-EPOCH_KEYS = ("captions_per_image", "length_buckets")  # what it must keep until the epoch ends
+from transformer_components import TransformerEncoderDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionerConfig(TrainingConfig):
+class CaptionerConfig(CaptioningConfig, TrainingConfig):
     """The keys of `captioner_config.yaml`.  The encoder's shape comes from its checkpoint."""
 
-    # The most pieces the tokenizer may have; the model has as many as it.  How many it has, was said to
-    # `process_coco.py --vocabulary-size`.
-    vocabulary_size: int = positive()
-    context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
-    decoder: StackConfig
-    tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary
+    SHAPE = CaptionerShape
+    EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "captions_per_image", "length_buckets")
+
     # 1: a sample is a pair; more: an image, encoded once, with so many.
     captions_per_image: int = bounded(at_least=1, at_most=1000)
     length_buckets: bool  # batches of captions of like length: less padding, less variety within a batch
@@ -69,8 +64,6 @@ class CaptionerConfig(TrainingConfig):
     # Below 1, several learn from the first epoch on.
     unfreeze_start_epoch: int
     layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
-    num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
-    length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
     # Images that each process decodes at once for BLEU-4: a share of the GPU's memory, not of `batch_size`.
     eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)
@@ -103,19 +96,13 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     if options.checkpoint:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "captioner")
         saved_config(CaptionerConfig, resume, f"{resumed}: config")
-        require_captioner(resumed, resume)
+        _, encoder, _ = require_captioner(resumed, resume)
     elif options.pretrained:
         path, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
-        require_auto_encoder(path, pretrained)
-    config = run_config(
-        CaptionerConfig,
-        options.config,
-        paths["captioner_config"],
-        resume,
-        MODEL_KEYS,
-        EPOCH_KEYS,
-        options.changes,
-    )
+        encoder = require_auto_encoder(path, pretrained)
+    else:
+        encoder = load_config(paths["mae_config"], MaeConfig)
+    config = run_config(CaptionerConfig, options.config, paths["captioner_config"], resume, options.changes)
     data = CocoData.open(paths, options.split_file)
     if resume:
         require_same_split(resume, data.split_file)
@@ -132,16 +119,16 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 2. The elements of the training loop
 
     from_scratch = resume["from_scratch"] if resume else options.from_scratch
-    encoder = resume["encoder"] if resume else encoder_shape(pretrained, paths["mae_config"])
-    data = data.for_training(["train"], encoder["image_size"], resume)
+    data = data.for_training(["train"], encoder.image_size, resume)
+    tokenizer = chosen_tokenizer(paths, config, resume)
     contents = {
         "config": config_to_dict(config),
-        "encoder": encoder,
-        "tokenizer": chosen_tokenizer(paths, config, resume),
+        "encoder": config_to_dict(encoder, AutoEncoderShape),
+        "tokenizer": tokenizer.to_str(),
         "from_scratch": from_scratch,
         **data.facts(),
     }
-    captioner = new_captioner(contents, device)
+    captioner = new_captioner(config, encoder, tokenizer, device)
     model, pad_id = captioner.model, captioner.pad_id
     if pretrained:
         load_encoder(model.encoder, pretrained["model"])
@@ -224,16 +211,10 @@ def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 
     return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}
 
 
-def encoder_shape(pretrained: dict[str, Any] | None, mae_config: Path) -> dict[str, Any]:
-    """The encoder's sizes: of its checkpoint, or of the YAML where it is to learn from scratch."""
-    config = pretrained["config"] if pretrained else config_to_dict(load_config(mae_config, MaeConfig))
-    return {key: config[key] for key in ("image_size", "patch_size", "encoder")}
-
-
 def chosen_tokenizer(
     paths: Mapping[str, Path], config: CaptionerConfig, resume: dict[str, Any] | None
-) -> str:
-    """The tokenizer of the data, as JSON; what a checkpoint has learned is bound to its pieces.
+) -> Tokenizer:
+    """The tokenizer of the data; what a checkpoint has learned is bound to its pieces.
 
     Raises:
         UsageError: it is not that of the checkpoint, or not that of the processed captions, or larger than
@@ -252,7 +233,7 @@ def chosen_tokenizer(
             f"{path} has {tokenizer.get_vocab_size()} pieces, and vocabulary_size allows "
             f"{config.vocabulary_size}: raise it in a YAML that --config names{smaller}"
         )
-    return tokenizer.to_str()
+    return tokenizer
 
 
 def caption_loss(

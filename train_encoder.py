@@ -22,12 +22,18 @@ from torch.utils.data import DataLoader
 from coco.data import CocoData
 from coco.split_file import require_same_split
 from coco_loader import ImageBatch, LoaderOptions, get_coco_loader
-from image_captioner import ImageAutoEncoder, masked_pixels, normalise_patches, random_masking
+from image_captioner import (
+    AutoEncoderShape,
+    ImageAutoEncoder,
+    masked_pixels,
+    normalise_patches,
+    random_masking,
+)
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
-from reconstruction import Reconstruction, Reconstructor, require_auto_encoder
+from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
 from support import command_line, devices, distributed
-from support.configuration import bounded, config_to_dict, positive
+from support.configuration import config_to_dict
 from support.files import require_unix
 from training import checkpoints
 from training.config import TrainingConfig, run_config, saved_config
@@ -35,36 +41,20 @@ from training.epoch_log import epoch_line, open_board
 from training.loop import Trainer
 from training.optimizer import adamw
 from training.run_lock import RunLock
-from transformer_components import StackConfig
-
-MODEL_KEYS = (
-    "image_size",
-    "patch_size",
-    "encoder",
-    "decoder",
-)  # of the configuration: what a resume must keep
-EPOCH_KEYS = ("splits",)  # what it must keep until the epoch ends
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaeConfig(TrainingConfig):
+class MaeConfig(ReconstructionConfig, TrainingConfig):
     """The keys of `mae_config.yaml`."""
 
-    image_size: int = positive()  # pixels, height and width
-    patch_size: int = positive()  # pixels; divides image_size
-    masking_ratio: float = bounded(above=0, below=1)  # of the patches, hidden from the encoder
-    encoder: StackConfig  # the ViT that the captioner will use
-    decoder: StackConfig  # discarded after this stage
-    normalize_targets: bool  # each target patch by its own mean and variance (He et al. 2021, section 4.1)
+    SHAPE = AutoEncoderShape
+    EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "splits")
+
     splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose pictures to train on
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size: {self.patch_size} does not divide image_size {self.image_size}")
-        patches = (self.image_size // self.patch_size) ** 2
-        if not 0 < round(patches * self.masking_ratio) < patches:
-            raise ValueError(f"masking_ratio: {self.masking_ratio} of {patches} patches masks none or all")
+        ReconstructionConfig.__post_init__(self)
+        TrainingConfig.__post_init__(self)
         if not self.splits:
             raise ValueError("splits: expected at least one of train, val, unlabeled; got none")
 
@@ -90,9 +80,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
         saved_config(MaeConfig, resume, f"{resumed}: config")
         require_auto_encoder(resumed, resume)
-    config = run_config(
-        MaeConfig, options.config, paths["mae_config"], resume, MODEL_KEYS, EPOCH_KEYS, options.changes
-    )
+    config = run_config(MaeConfig, options.config, paths["mae_config"], resume, options.changes)
     data = CocoData.open(paths, options.split_file)
     if resume:
         require_same_split(resume, data.split_file)
@@ -104,8 +92,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 2. The elements of the training loop
 
-    auto_encoder = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
-    auto_encoder.to(device)
+    auto_encoder = ImageAutoEncoder(config).to(device)
     groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
     optimizer = adamw(auto_encoder, groups, config)
     splits = data.splits_with_images(config.splits)
@@ -183,8 +170,7 @@ def reconstruction_loss(
         The mean, and how many patches it is over.
     """
     images = normalize(batch.images)  # (B, 3, H, W)
-    num_patches = (config.image_size // config.patch_size) ** 2
-    kept, masked = random_masking(batch.seeds, num_patches, config.masking_ratio)  # (B, K), (B, M)
+    kept, masked = random_masking(batch.seeds, config.num_patches, config.masking_ratio)  # (B, K), (B, M)
     predicted = network(images, kept, masked)  # (B, M, P*P*3)
     target = masked_pixels(images, masked, config.patch_size)  # (B, M, P*P*3)
     if config.normalize_targets:

@@ -63,10 +63,7 @@ def beam_search(
     execution: str | None = None,
 ) -> Callable[[], object]:  # fmt: skip
     """The search as caption.py sets it up, or its steps run in another way."""
-    model = build_captioner(
-        mae.image_size, mae.patch_size, mae.encoder, config.decoder, config.vocabulary_size,
-        config.context_length, config.tie_embeddings,
-    ).to(setting.device)  # fmt: skip
+    model = build_captioner(mae, config).to(setting.device)
     with torch.no_grad():
         model.decoder.to_vocabulary.bias[sizes.END_ID] = -1e9
     options = BeamSearchOptions(length, beams, config.length_alpha)

@@ -16,7 +16,7 @@ PIXELS = 3  # channels
 
 def mae_step(config: MaeConfig, images: int) -> int:
     """Operations of one optimizer step of the first stage."""
-    patches, pixels = _patches(config), PIXELS * config.patch_size**2
+    patches, pixels = config.num_patches, PIXELS * config.patch_size**2
     masked = round(patches * config.masking_ratio)
     kept, size = patches - masked, config.encoder.hidden_size
     embedding = _product(kept, pixels, size)
@@ -34,7 +34,7 @@ def captioner_step(
     config: CaptionerConfig, mae: MaeConfig, images: int, captions: int, tokens: int, all_learn: bool
 ) -> int:
     """Operations of one optimizer step of the second stage, each image encoded once for all its captions."""
-    stack, patches, size = config.decoder, _patches(mae), mae.encoder.hidden_size
+    stack, patches, size = config.decoder, mae.num_patches, mae.encoder.hidden_size
     embedding = _product(patches, PIXELS * mae.patch_size**2, size)
     encoder = _encoder(mae.encoder, patches)
     memory = stack.num_layers * _keys_and_values(stack, patches, size)
@@ -49,7 +49,7 @@ def captioner_step(
 
 def beam_search(config: CaptionerConfig, mae: MaeConfig, images: int, length: int, beams: int) -> int:
     """Operations of one search, no beam of which ends early: encoder, then L steps of W beams."""
-    stack, patches, size = config.decoder, _patches(mae), mae.encoder.hidden_size
+    stack, patches, size = config.decoder, mae.num_patches, mae.encoder.hidden_size
     once = (
         _product(patches, PIXELS * mae.patch_size**2, size)
         + _encoder(mae.encoder, patches)
@@ -73,15 +73,11 @@ def decoding_bytes(config: CaptionerConfig, mae: MaeConfig, images: int, width: 
     per_token = _decoder(stack, 1, 0, 0) + _product(1, stack.hidden_size, config.vocabulary_size)
     weights = per_token // 2  # a token multiplies each weight once
     heads = stack.num_heads * (stack.key_size + stack.value_size)
-    return width * (weights + images * stack.num_layers * _patches(mae) * heads)
+    return width * (weights + images * stack.num_layers * mae.num_patches * heads)
 
 
 def _product(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns
-
-
-def _patches(config: MaeConfig) -> int:
-    return (config.image_size // config.patch_size) ** 2
 
 
 def _encoder(stack: StackConfig, length: int) -> int:

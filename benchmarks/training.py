@@ -104,7 +104,7 @@ def mae_step(
     Args:
         network: makes of the model what is called in its place; None: what the script makes.
     """
-    model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    model = ImageAutoEncoder(config)
     model.to(setting.device).train()
     network = (network or partial(prepared, setting=setting))(model)
     groups = [{"params": list(model.parameters()), "base_lr": config.learning_rate}]
@@ -119,10 +119,7 @@ def captioner_step(
     network: Network | None = None,
 ) -> Callable[..., object]:  # fmt: skip
     """The second stage's step as train_captioner.py sets it up, in its first epoch or in its last."""
-    model = build_captioner(
-        mae.image_size, mae.patch_size, mae.encoder, config.decoder, config.vocabulary_size,
-        config.context_length, config.tie_embeddings,
-    )  # fmt: skip
+    model = build_captioner(mae, config)
     model.to(setting.device).train()
     groups = parameter_groups(model, config.learning_rate, config.layer_decay)
     unfreeze(groups, len(groups) if all_learn else 1)

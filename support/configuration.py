@@ -101,9 +101,22 @@ def sets(change: str, key: str) -> bool:
     return f"{key}.".startswith(f"{change.partition('=')[0].strip()}.")
 
 
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested dicts of plain values: fit for a checkpoint, and for `config_from_dict`."""
-    return dataclasses.asdict(config)
+def config_part(mapping: Mapping[str, Any], config_class: type[T], source: str) -> T:
+    """The keys of a larger configuration that `config_class` has, checked in the same way."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    part = {key: value for key, value in mapping.items() if key in names}
+    return config_from_dict(part, config_class, source)
+
+
+def config_to_dict(config: Any, part: type | None = None) -> dict[str, Any]:
+    """A configuration as nested dicts of plain values: fit for a checkpoint, and for `config_from_dict`.
+
+    Args:
+        config: a dataclass.
+        part: a class that it inherits, where only its fields are wanted.
+    """
+    values = dataclasses.asdict(config)
+    return {field.name: values[field.name] for field in dataclasses.fields(part or config)}
 
 
 # --- plain values into a dataclass ---

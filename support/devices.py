@@ -6,11 +6,13 @@ so training takes the CPU there.
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 
 from support.errors import UsageError
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where it is fast
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

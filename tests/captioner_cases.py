@@ -5,13 +5,34 @@ from typing import Any
 
 import torch
 
-from captioner import Captioner, captioner_from_state, new_captioner
+from captioner import Captioner, captioner_from_state
 from coco.tokenizer import train_tokenizer
+from image_captioner import AutoEncoderShape, CaptionerShape, build_captioner
 from tests.training_cases import STACK
 from training import checkpoints
+from transformer_components import StackConfig, TransformerEncoderDecoder
 
 # "jogger" and "rower" are too rare to become pieces of their own.
 TEXTS = ["a dog runs on a road.", "a cat sits on a red mat, near a dog."] * 8 + ["a jogger", "a rower"]
+
+
+def random_model(
+    vocabulary_size: int,
+    context_length: int,
+    image_size: int = 32,
+    tie_embeddings: bool = False,
+    **changes: Any,
+) -> TransformerEncoderDecoder:
+    """A captioner's model alone; patches of 8 × 8 pixels, two layers in either stack, with `changes`."""
+    stack = StackConfig(**STACK | changes)
+    encoder = AutoEncoderShape(image_size=image_size, patch_size=8, encoder=stack, decoder=stack)
+    shape = CaptionerShape(
+        vocabulary_size=vocabulary_size,
+        context_length=context_length,
+        decoder=stack,
+        tie_embeddings=tie_embeddings,
+    )
+    return build_captioner(encoder, shape)
 
 
 def random_captioner(num_beams: int = 2) -> Captioner:
@@ -34,12 +55,12 @@ def random_state(num_beams: int = 2) -> dict[str, Any]:
     tokenizer = train_tokenizer(TEXTS, 320)
     contents = {
         "config": {
-            "decoder": STACK, "context_length": 24, "tie_embeddings": False, "num_beams": num_beams,
-            "length_alpha": 0.8, "precision": "float32",
+            "vocabulary_size": 5000, "decoder": STACK, "context_length": 24, "tie_embeddings": False,
+            "num_beams": num_beams, "length_alpha": 0.8, "precision": "float32",
         },
-        "encoder": {"image_size": 32, "patch_size": 8, "encoder": STACK},
+        "encoder": {"image_size": 32, "patch_size": 8, "encoder": STACK, "decoder": STACK},
         "tokenizer": tokenizer.to_str(),
     }  # fmt: skip
     torch.manual_seed(1)
-    model = new_captioner(contents, torch.device("cpu")).model
+    model = random_model(tokenizer.get_vocab_size(), 24)
     return contents | {"model": model.state_dict()}

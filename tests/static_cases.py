@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from image_captioner import build_captioner
-from tests.training_cases import STACK
-from transformer_components import BeamSearchOptions, Hypothesis, StackConfig, TransformerEncoderDecoder
+from tests.captioner_cases import random_model
+from transformer_components import BeamSearchOptions, Hypothesis, TransformerEncoderDecoder
 
 PAD, START, END, UNKNOWN, VOCABULARY, CONTEXT = 0, 1, 2, 3, 40, 24
 
@@ -13,8 +12,7 @@ PAD, START, END, UNKNOWN, VOCABULARY, CONTEXT = 0, 1, 2, 3, 40, 24
 def restless_captioner(seed: int = 0, device: str = "cpu", **changes) -> TransformerEncoderDecoder:
     """Random weights so large that each token depends on image and history; it ends now and then."""
     torch.manual_seed(seed)
-    stack = StackConfig(**{**STACK, **changes})
-    model = build_captioner(32, 8, stack, stack, VOCABULARY, CONTEXT).eval()
+    model = random_model(VOCABULARY, CONTEXT, **changes).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.42 * torch.randn_like(parameter))

@@ -6,11 +6,9 @@ import torch
 from coco.data import CocoData
 from coco.tokenizer import PAD, load_tokenizer
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset, LoaderOptions, get_coco_loader
-from image_captioner import build_captioner
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
-from tests.training_cases import STACK
+from tests.captioner_cases import random_model
 from train_captioner import caption_loss
-from transformer_components import StackConfig
 
 
 @pytest.fixture
@@ -100,9 +98,7 @@ def test_loss_and_gradients_are_those_of_the_pairs_taken_one_by_one(uneven_coco)
     torch.manual_seed(0)
     tokenizer = load_tokenizer(uneven_coco["tokenizer"])
     pad_id = tokenizer.token_to_id(PAD)
-    model = build_captioner(
-        16, 8, StackConfig(**STACK), StackConfig(**STACK), tokenizer.get_vocab_size(), 30
-    ).double()
+    model = random_model(tokenizer.get_vocab_size(), 30, image_size=16).double()
     arguments = {"transform": EvaluationTransform(16), "data": CocoData(uneven_coco)}
     gradients, losses = [], []
     for batch_size, per_image in ((1, 1), (6, 5)):
@@ -124,7 +120,7 @@ def test_loss_and_gradients_are_those_of_the_pairs_taken_one_by_one(uneven_coco)
 
 def test_sequences_of_one_memory_side_by_side_equal_memories_repeated():
     torch.manual_seed(0)
-    model = build_captioner(16, 8, StackConfig(**STACK), StackConfig(**STACK), 50, 30).double()
+    model = random_model(50, 30, image_size=16).double()
     images, tokens = torch.randn(3, 3, 16, 16, dtype=torch.double), torch.randint(50, (6, 9))
     together = model(images, tokens)
     repeated = model(images.repeat_interleave(2, dim=0), tokens)

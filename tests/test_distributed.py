@@ -1,5 +1,6 @@
 """Two processes under torchrun train and evaluate as one does."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -191,8 +192,8 @@ def save_gradients(rank: int, world_size: int, paths: dict, configs: dict, folde
     transform = TrainingTransform(mae.image_size, mae.crop_scale)
     torch.manual_seed(0)
     models = {
-        "encoder": ImageAutoEncoder(mae.image_size, mae.patch_size, mae.encoder, mae.decoder),
-        "captioner": build_captioner(32, 8, mae.encoder, captioner.decoder, 40, captioner.context_length),
+        "encoder": ImageAutoEncoder(mae),
+        "captioner": build_captioner(mae, dataclasses.replace(captioner, vocabulary_size=40)),
     }
     losses = {
         "encoder": lambda network, batch: reconstruction_loss(network, batch, mae),

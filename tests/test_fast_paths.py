@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from image_captioner import build_captioner
-from tests.captioner_cases import random_captioner
-from tests.training_cases import STACK
+from tests.captioner_cases import random_captioner, random_model
 from train_captioner import parameter_groups, unfreeze
-from transformer_components import BeamSearchOptions, Linear, StackConfig, beam_search
+from transformer_components import BeamSearchOptions, Linear, beam_search
 from transformer_components.linear import FEW_ROWS
 
 
@@ -106,8 +104,7 @@ def test_one_picture_that_does_not_fit_is_an_error(monkeypatch):
 def test_a_frozen_encoder_keeps_no_activation_and_gets_no_gradient():
     """Counted by what autograd saves inside the encoder: as much as nothing, until one layer learns."""
     torch.manual_seed(0)
-    stack = StackConfig(**STACK)
-    model = build_captioner(16, 8, stack, stack, 50, 12).train()
+    model = random_model(50, 12, image_size=16).train()
     images, tokens = torch.randn(2, 3, 16, 16), torch.randint(50, (2, 9))
     groups = parameter_groups(model, 1e-3, 0.7)
     saved, kept = {}, []

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from image_captioner import (
+    AutoEncoderShape,
     CaptionDecoder,
+    CaptionerShape,
     ImageAutoEncoder,
     ImageDecoder,
     ImageEncoder,
@@ -41,14 +43,32 @@ def draw_masks(count: int, ratio: float = 0.67) -> tuple[torch.Tensor, torch.Ten
     return random_masking(torch.arange(count) + 100, PATCHES, ratio)
 
 
+def shape(
+    encoder: StackConfig = ENCODER,
+    decoder: StackConfig = DECODER,
+    image_size: int = SIZE,
+    patch_size: int = PATCH,
+) -> AutoEncoderShape:
+    return AutoEncoderShape(image_size=image_size, patch_size=patch_size, encoder=encoder, decoder=decoder)
+
+
 def autoencoder(encoder: StackConfig = ENCODER, decoder: StackConfig = DECODER) -> ImageAutoEncoder:
     torch.manual_seed(0)
-    return ImageAutoEncoder(SIZE, PATCH, encoder, decoder)
+    return ImageAutoEncoder(shape(encoder, decoder))
 
 
-def captioner(decoder: StackConfig = DECODER, **options):
+def caption_shape(decoder: StackConfig = DECODER, tie_embeddings: bool = False) -> CaptionerShape:
+    return CaptionerShape(
+        vocabulary_size=VOCABULARY,
+        context_length=CONTEXT,
+        decoder=decoder,
+        tie_embeddings=tie_embeddings,
+    )
+
+
+def captioner(**options):
     torch.manual_seed(0)
-    return build_captioner(SIZE, PATCH, ENCODER, decoder, VOCABULARY, CONTEXT, **options)
+    return build_captioner(shape(), caption_shape(**options))
 
 
 def generate(model, images, num_beams: int = 3, max_length: int = CONTEXT, n_best: int = 1):
@@ -133,7 +153,7 @@ def test_every_patch_is_masked_equally_often():
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 0.01, 0.99])
 def test_a_mask_of_nothing_or_everything_is_refused(ratio):
-    with pytest.raises(ValueError, match=re.escape(f"masking_ratio {ratio} masks")):
+    with pytest.raises(ValueError, match=re.escape(f"masking_ratio: {ratio} of 9 patches masks none")):
         random_masking(torch.arange(2), PATCHES, ratio)
 
 
@@ -151,7 +171,7 @@ def test_only_kept_patches_are_projected_and_only_masked_become_pixels():
 
 
 def test_kept_embeddings_are_those_of_all_patches():
-    embedding = PatchEmbedding(SIZE, PATCH, 16)
+    embedding = PatchEmbedding(shape())
     kept, _ = draw_masks(2)
     images = draw_images(2)
     torch.testing.assert_close(embedding(images, kept), select_patches(embedding(images), kept))
@@ -173,7 +193,7 @@ def test_masked_pixels_cannot_be_seen():
 @pytest.mark.parametrize("encoder_size", [12, 16])
 def test_decoder_input_equals_a_loop(encoder_size):
     """Mask token everywhere, kept patches scattered over it, then the positions of all."""
-    decoder, seen = ImageDecoder(PATCHES, PATCH, encoder_size, DECODER), []
+    decoder, seen = ImageDecoder(shape(dataclasses.replace(ENCODER, hidden_size=encoder_size))), []
     nn.init.normal_(decoder.mask_token)
     decoder.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     kept, masked = draw_masks(2)
@@ -228,7 +248,7 @@ def test_every_weight_of_the_autoencoder_gets_a_gradient():
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_logits_with_cache_equal_logits_without(chunks, pre_norm):
     config = dataclasses.replace(DECODER, pre_norm=pre_norm)
-    decoder = CaptionDecoder(VOCABULARY, CONTEXT, 16, config).double()
+    decoder = CaptionDecoder(caption_shape(config), 16).double()
     memory = torch.randn(3, PATCHES, 16, dtype=torch.float64)
     tokens = torch.randint(VOCABULARY, (3, CONTEXT))
     with torch.no_grad():
@@ -404,16 +424,16 @@ def test_everything_runs_in_mixed_precision():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PatchEmbedding(224, 15, 8), "image_size 224 does not divide into patches of 15"),
-        (lambda: PatchEmbedding(224, 0, 8), "image_size 224 does not divide into patches of 0"),
+        (lambda: shape(image_size=224, patch_size=15), "patch_size: 15 does not divide image_size 224"),
+        (lambda: shape(image_size=224, patch_size=0), "patch_size: 0 does not divide image_size 224"),
         (lambda: patchify(torch.zeros(1, 3, 16, 20), 8), "16×20 does not divide into patches of 8"),
         (lambda: unpatchify(torch.zeros(1, 6, 192), 8), "6 patches do not form a square"),
         (
-            lambda: ImageEncoder(SIZE, PATCH, ENCODER)(torch.zeros(1, 3, 32, 32)),
+            lambda: ImageEncoder(shape())(torch.zeros(1, 3, 32, 32)),
             r"expected images of \(3, 24, 24\), got \(3, 32, 32\)",
         ),
         (
-            lambda: ImageEncoder(SIZE, PATCH, ENCODER)(torch.zeros(1, 1, 24, 24)),
+            lambda: ImageEncoder(shape())(torch.zeros(1, 1, 24, 24)),
             r"expected images of \(3, 24, 24\), got \(1, 24, 24\)",
         ),
     ],

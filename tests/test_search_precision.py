@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from image_captioner import build_captioner
 from support.devices import autocast
-from tests.training_cases import STACK
-from transformer_components import BeamSearchOptions, StackConfig
+from tests.captioner_cases import random_model
+from transformer_components import BeamSearchOptions
 
 CPU = torch.device("cpu")
 
@@ -15,8 +14,7 @@ CPU = torch.device("cpu")
 def test_a_search_in_bfloat16_sorts_logits_in_float32(tied):
     """The oracle projects what the decoder's stack gives by itself, in float64; a second one decodes so."""
     torch.manual_seed(0)
-    stack = StackConfig(**STACK)
-    model = build_captioner(32, 8, stack, stack, 3000, 12, tied).eval()
+    model = random_model(3000, 12, tie_embeddings=tied).eval()
     projection, features, logits = model.decoder.to_vocabulary, [], []
     model.decoder.transformer.register_forward_hook(lambda _, __, out: features.append(out))
     model.decoder.register_forward_hook(lambda _, __, out: logits.append(out))
@@ -44,8 +42,7 @@ def test_a_search_in_bfloat16_sorts_logits_in_float32(tied):
 
 
 def test_training_under_autocast_projects_in_bfloat16_as_before():
-    stack = StackConfig(**STACK)
-    model = build_captioner(32, 8, stack, stack, 50, 12)
+    model = random_model(50, 12)
     with autocast(CPU, torch.bfloat16):
         logits = model(torch.randn(2, 3, 32, 32), torch.randint(50, (2, 9)))
     assert logits.dtype is torch.bfloat16

@@ -7,8 +7,8 @@ import multiprocessing
 import pytest
 import torch
 
-import train_captioner
 import train_encoder
+from captioner import captioner_from_state
 from coco.data import CocoData
 from coco_loader import LoaderOptions, get_coco_loader
 from image_captioner import ImageAutoEncoder
@@ -236,7 +236,7 @@ def test_a_loss_over_what_could_be_read_is_the_mean_over_that_alone(run, paths, 
     assert state["progress"]["history"][0]["unreadable_samples"] == 9
     config = config_from_dict(state["config"], train_encoder.MaeConfig, "config")
     torch.manual_seed(config.seed)
-    model = ImageAutoEncoder(config.image_size, config.patch_size, config.encoder, config.decoder)
+    model = ImageAutoEncoder(config)
     transform = TrainingTransform(config.image_size, config.crop_scale)
     options = {"mode": "image_only", "shuffle": True, "options": LoaderOptions(skip_unreadable=True)}
     (batch,) = get_coco_loader(("train", "unlabeled"), 50, transform, data=CocoData(paths), **options)
@@ -338,7 +338,7 @@ def test_every_parameter_is_in_exactly_one_group(run, tmp_path):
     run("captioner", "out", "--epochs", "1")
     state = state_of(tmp_path / "out", "captioner")
     numbers = [number for group in state["optimizer"]["param_groups"] for number in group["params"]]
-    model = train_captioner.new_captioner(state, torch.device("cpu")).model
+    model = captioner_from_state(state, torch.device("cpu")).model
     assert sorted(numbers) == list(range(len(list(model.parameters()))))
 
 
@@ -346,8 +346,22 @@ def test_the_encoders_shape_comes_from_its_checkpoint(run, tmp_path):
     """The public original's two YAMLs disagreed on the encoder's depth, so that training crashed."""
     run("captioner", "out", "--epochs", "1")
     state = state_of(tmp_path / "out", "captioner")
-    assert state["encoder"] == {"image_size": 32, "patch_size": 8, "encoder": STACK}
+    assert state["encoder"] == {"image_size": 32, "patch_size": 8, "encoder": STACK, "decoder": STACK}
     assert "encoder" not in state["config"]
+
+
+def test_a_captioner_saved_before_it_kept_the_whole_autoencoders_shape_still_resumes(run, tmp_path):
+    """Its encoder had three keys; a resume trains on to the same weights, and saves the form of today."""
+    run("captioner", "whole", "--epochs", "2")
+    run("captioner", "out", "--epochs", "1")
+    path, state = checkpoints.load_named(tmp_path / "out" / "captioner", "last", "captioner")
+    state["encoder"] = {key: state["encoder"][key] for key in ("image_size", "patch_size", "encoder")}
+    checkpoints.save(path, state)
+    assert captioner_from_state(checkpoints.load(path, "captioner"), torch.device("cpu"))
+    run("captioner", "out", "-c", "last", "--epochs", "2")
+    whole, resumed = (state_of(tmp_path / out, "captioner") for out in ("whole", "out"))
+    assert_same(whole["model"], resumed["model"])
+    assert resumed["encoder"].keys() == whole["encoder"].keys() > {"image_size", "patch_size", "encoder"}
 
 
 def test_one_json_line_an_epoch_and_no_line_of_another_past(run, tmp_path):

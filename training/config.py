@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from support.configuration import (
     at_least,
@@ -15,17 +15,20 @@ from support.configuration import (
     positive,
     sets,
 )
+from support.devices import Precision
 from support.errors import UsageError
 
 # Keys that a resume must keep, beside those of the model: the optimizer's groups are cut by them.
 GROUP_KEYS = ("decay_matrices_only",)
-# Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
-EPOCH_KEYS = ("seed", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What the training of either stage needs to know."""
+
+    SHAPE: ClassVar[type]  # the class of the model's sizes, which a resume must keep
+    # Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
+    EPOCH_KEYS: ClassVar[tuple[str, ...]] = ("seed", "batch_size")
 
     seed: int = at_least(0)  # of the order of samples, augmentation, masks and dropout
     batch_size: int = bounded(at_least=1, at_most=1_000_000)  # per optimizer step, over all processes
@@ -40,7 +43,7 @@ class TrainingConfig:
     decay_matrices_only: bool  # spare biases, norms and positions: they map nothing
     beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
     gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
-    precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where it is fast
+    precision: Precision
     compile: bool  # torch.compile, on a GPU only
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     num_workers: int = at_least(0)  # loader processes of each rank; 0 loads in the main process
@@ -81,8 +84,6 @@ def run_config(
     named: Path | None,
     default: Path,
     resume: dict[str, Any] | None,
-    model_keys: tuple[str, ...],
-    epoch_keys: tuple[str, ...],
     changes: Sequence[str] = (),
 ) -> Config:
     """The configuration of a run: the file named, else the checkpoint it resumes, else the default.
@@ -92,8 +93,6 @@ def run_config(
         named: `--config`, if given; on a resume it may change how to train, but not the model.
         default: the file for a run that starts anew.
         resume: the checkpoint to go on from, or None.
-        model_keys: the keys that say what the model is.
-        epoch_keys: the stage's own keys that say which samples an epoch's steps take.
         changes: `--set`, each "key=value": replaces a value, and may change what `named` may.
 
     Raises:
@@ -107,14 +106,15 @@ def run_config(
         config = load_config(named, config_class, changes)
     else:
         config = config_from_dict(config_to_dict(saved), config_class, source, changes)
+    sizes = [field.name for field in fields(config_class.SHAPE)]
     for key, was, now in _differences(config_to_dict(saved), config_to_dict(config)):
         section = key.partition(".")[0]
         said = f"--set {key}" if any(sets(change, key) for change in changes) else f"{named}: {key}"
-        if section in (*model_keys, *GROUP_KEYS):
+        if section in (*sizes, *GROUP_KEYS):
             raise UsageError(
                 f"{said}: the checkpoint was trained with {was}, this says {now}; keep it, or start a new run"
             )
-        if section in (*EPOCH_KEYS, *epoch_keys) and in_mid_epoch(resume):
+        if section in config_class.EPOCH_KEYS and in_mid_epoch(resume):
             raise UsageError(
                 f"{said}: the checkpoint is in the middle of an epoch with {was}, this says {now}; complete "
                 f"that epoch first, with --epochs {resume['progress']['epoch'] + 1} and without --config and "

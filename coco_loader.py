@@ -28,7 +28,8 @@ from torch.utils.data import Dataset
 from coco.data import CocoData
 from coco.processed import load_data_tokenizer
 from coco.tokenizer import PAD
-from image_transforms import EvaluationTransform, TrainingTransform, load_image, stacked
+from image_cache import CachedImages, DrawnCrops, batched, cache_images
+from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from paths import paths
 from support import distributed
 from support.errors import RunError, UsageError
@@ -104,7 +105,10 @@ class CocoDataset(Dataset):
 
     image_ids: Tensor  # (samples,) int64, the picture of each sample
     data: CocoData
+    transform: Transform
     skip_unreadable = False  # True, for training only: a batch leaves out what cannot be read, and says so
+    cached: CachedImages | DrawnCrops | None = None  # the images where they are kept in memory
+    cached_numbers: Tensor  # (samples,) int64, which of these is each sample's
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -121,6 +125,34 @@ class CocoDataset(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | RunError]:
         """The samples of a batch, as a `Loader` asks for them."""
         return samples_or_errors(self, keys)
+
+    def files(self) -> tuple[list[Path], Tensor]:
+        """The files of the images, each once, and (samples,) int64, which of them is each sample's."""
+        image_ids, numbers = self.image_ids.unique(return_inverse=True)
+        return [self.data.image_file(self.split, image_id) for image_id in image_ids.tolist()], numbers
+
+    def keep_in_memory(self) -> Callable[[Batch], Batch] | None:
+        """Decodes the images once, if there is room; returns what is then to be done with a batch."""
+        files, numbers = self.files()
+        cache = cache_images(files, self.transform)
+        if cache is None:
+            return None
+        self.cached, self.cached_numbers = cache.images, numbers
+        return cache.finish
+
+    def file_of(self, index: int) -> Path:
+        """Where a sample's image lies."""
+        return self.data.image_file(self.split, int(self.image_ids[index]))
+
+    def image(self, index: int, transform: Transform, seed: int) -> Tensor:
+        """A sample's image, transformed as its seed says, (3, H, W) uint8; of a GPU's cache, its crop."""
+        if self.cached is None:
+            return transformed(self.file_of(index), transform, seed)
+        return self.cached.image(int(self.cached_numbers[index]), transform, seed)
+
+    def black_image(self) -> Tensor:
+        """What stands in for an image that cannot be read."""
+        return black(self.transform) if self.cached is None else self.cached.stand_in
 
     def batch(self, samples: Sequence[Sample | RunError]) -> Batch | RunError:
         """The batch of some samples; or, unless they are to be skipped, the first error among them."""
@@ -191,19 +223,17 @@ class CaptFirstDataset(CocoDataset):
         return self.captions[index].long()
 
     def sample(self, index: int, seed: int) -> CaptionSample:
-        image_id = int(self.image_ids[index])
         keep_sides = self.speaks_of_sides[self.rows_of(index)].any()
-        transform = self.keep_sides if keep_sides else self.transform
-        image = transformed(self.data.image_file(self.split, image_id), transform, seed)
-        return CaptionSample(image, self.tokens_of(index), image_id, seed)
+        image = self.image(index, self.keep_sides if keep_sides else self.transform, seed)
+        return CaptionSample(image, self.tokens_of(index), int(self.image_ids[index]), seed)
 
     def stand_in(self) -> CaptionSample:
-        return CaptionSample(black(self.transform), self.tokens_of(0), -1, 0)
+        return CaptionSample(self.black_image(), self.tokens_of(0), -1, 0)
 
     def collate(self, samples: Sequence[CaptionSample]) -> CaptionBatch:
         images, tokens, image_ids, seeds = zip(*samples)
         padded = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
-        return CaptionBatch(stacked(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
+        return CaptionBatch(batched(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
 
 
 class ImageCaptionsDataset(CaptFirstDataset):
@@ -246,7 +276,7 @@ class ImageCaptionsDataset(CaptFirstDataset):
         images, tokens, image_ids, seeds = zip(*samples)
         padded = pad_sequence([captions.T for captions in tokens], True, self.pad_id)  # (B, T, C)
         padded = padded.transpose(1, 2).flatten(0, 1)  # (B·C, T)
-        return CaptionBatch(stacked(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
+        return CaptionBatch(batched(images), padded, torch.tensor(image_ids), torch.tensor(seeds))
 
 
 class ImgFirstDataset(CocoDataset):
@@ -276,13 +306,13 @@ class ImgFirstDataset(CocoDataset):
         return int((self.captions.lengths > len("[]")).sum())
 
     def sample(self, index: int, seed: int) -> ReferenceSample:
-        image_id = int(self.image_ids[index])
-        image = transformed(self.data.image_file(self.split, image_id), self.transform, seed)
-        return ReferenceSample(image, json.loads(bytes(self.captions[index].numpy())), image_id)
+        captions = json.loads(bytes(self.captions[index].numpy()))
+        image = self.image(index, self.transform, seed)
+        return ReferenceSample(image, captions, int(self.image_ids[index]))
 
     def collate(self, samples: Sequence[ReferenceSample]) -> ReferenceBatch:
         images, captions, image_ids = zip(*samples)
-        return ReferenceBatch(stacked(images), list(captions), torch.tensor(image_ids))
+        return ReferenceBatch(batched(images), list(captions), torch.tensor(image_ids))
 
 
 class ImageOnlyDataset(CocoDataset):
@@ -310,17 +340,21 @@ class ImageOnlyDataset(CocoDataset):
         self.splits, self.data = splits, data
         self.transform = transform
 
+    def files(self) -> tuple[list[Path], Tensor]:
+        return [self.file_of(index) for index in range(len(self))], torch.arange(len(self))
+
+    def file_of(self, index: int) -> Path:
+        return self.data.image_file(self.splits[self.split_numbers[index]], int(self.image_ids[index]))
+
     def sample(self, index: int, seed: int) -> ImageSample:
-        image_id = int(self.image_ids[index])
-        path = self.data.image_file(self.splits[self.split_numbers[index]], image_id)
-        return ImageSample(transformed(path, self.transform, seed), image_id, seed)
+        return ImageSample(self.image(index, self.transform, seed), int(self.image_ids[index]), seed)
 
     def stand_in(self) -> ImageSample:
-        return ImageSample(black(self.transform), -1, 0)
+        return ImageSample(self.black_image(), -1, 0)
 
     def collate(self, samples: Sequence[ImageSample]) -> ImageBatch:
         images, image_ids, seeds = zip(*samples)
-        return ImageBatch(stacked(images), torch.tensor(image_ids), torch.tensor(seeds))
+        return ImageBatch(batched(images), torch.tensor(image_ids), torch.tensor(seeds))
 
 
 def transformed(path: Path, transform: Transform, seed: int) -> Tensor:
@@ -359,6 +393,7 @@ class LoaderOptions:
     rank: int = field(default_factory=lambda: distributed.rank())  # this process, 0 to world_size - 1
     world_size: int = field(default_factory=lambda: distributed.world_size())  # who share the samples
     timeout: float | None = None  # `loading_timeout` of the configuration, seconds; None: there is none
+    cache_images: bool = False  # decode all images once, into memory; see image_cache.py
 
     # Of shuffled loaders
     accumulation: int = 1  # micro-batches into which each rank's share of a batch is cut
@@ -379,6 +414,7 @@ class LoaderOptions:
             subset=subset,
             seed=config.seed,
             timeout=config.loading_timeout,
+            cache_images=config.cache_images,
             accumulation=config.accumulation_steps,
             skip_unreadable=True,
             **captions,
@@ -431,6 +467,7 @@ def get_coco_loader(
         dataset = ImageCaptionsDataset(split, transform, captions_per_image=per_image, **images, **captions)
     else:
         raise ValueError(f"mode is one of caption_first, image_first, image_only, not {mode!r}")
+    finish = dataset.keep_in_memory() if options.cache_images else None
     ranks = options.rank, options.world_size
     accumulation = options.accumulation if shuffle else 1
     share = -(-batch_size // (options.world_size * accumulation))
@@ -442,7 +479,8 @@ def get_coco_loader(
         sampler = EvaluationSampler(len(dataset), share, options.seed, *ranks)
     return Loader(
         dataset, sampler, num_workers, options.timeout, persistent=shuffle,
-        batch_bytes=min(share, len(dataset)) * black(transform).nbytes if num_workers else 0,
+        batch_bytes=min(share, len(dataset)) * dataset.black_image().nbytes if num_workers else 0,
         batches_held=accumulation,
         size_key="eval_batch_size" if mode == "image_first" else "batch_size",
+        finish=finish,
     )  # fmt: skip

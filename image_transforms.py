@@ -23,6 +23,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
+from images.batched_crops import Crop
 from images.image_files import JPEGS, describe_error, opened
 from images.rgb import to_rgb, turn
 from support.errors import RunError
@@ -62,9 +63,15 @@ class TrainingTransform:
 
     def __call__(self, image: Tensor | Image.Image) -> Tensor:  # -> (3, H, W) uint8
         image = to_tensor(image)
-        crop = RandomResizedCrop.get_params(image, self.scale, self.ratio)  # top, left, height, width
-        image = resized(F.crop(image, *crop), self.size)
-        return F.horizontal_flip(image) if torch.rand(()) < self.flip_probability else image
+        *box, flip = self.draw(*image.shape[1:])
+        image = resized(F.crop(image, *box), self.size)
+        return F.horizontal_flip(image) if flip else image
+
+    def draw(self, height: int, width: int) -> Crop:
+        """What to cut out of an image of that size, pixels, and whether to mirror it."""
+        shape = torch.empty(()).expand(3, height, width)  # all that torchvision asks of an image
+        box = RandomResizedCrop.get_params(shape, self.scale, self.ratio)
+        return Crop(*box, flip=bool(torch.rand(()) < self.flip_probability))
 
     def without_flip(self) -> "TrainingTransform":
         """The same transform, but it never mirrors: for a caption that speaks of left or right."""
@@ -169,6 +176,19 @@ def _decode(data: bytes) -> Tensor:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return _turned(decode_image(encoded, ImageReadMode.RGB), turn(image))
         return to_tensor(image)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of what `load_image` makes of a file, by its header alone; raises as that does."""
+    try:
+        with open(path, "rb") as file, opened(file) as image:
+            # Of a TIFF, Pillow gives the upright size, and turns the pixels as it loads them.
+            transpose = None if image.format == "TIFF" else turn(image)
+            width, height = image.size
+    except Exception as error:
+        raise RunError(f"cannot read the picture {path}: {describe_error(error)}") from error
+    swapped = transpose is not None and TENSOR_TURNS[transpose][0]
+    return (width, height) if swapped else (height, width)
 
 
 def _turned(image: Tensor, transpose: Image.Transpose | None) -> Tensor:

@@ -113,6 +113,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if distributed.is_initialized() else 1
 
 
+def local_rank() -> int:
+    """This process's number among those on this machine, from 0; 0 in a plain run."""
+    return place_in_run(os.environ).local_rank if distributed.is_initialized() else 0
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return rank() == 0

@@ -25,14 +25,15 @@ from training.optimizer import adamw
 from training.step import Stepper
 
 
-def torchrun(script: str, *options: object) -> None:
-    """Runs a script in two processes, on the CPU and over gloo."""
+def torchrun(script: str, *options: object) -> str:
+    """Runs a script in two processes, on the CPU and over gloo; returns what they print."""
     command = [*TORCHRUN, "--nproc_per_node=2", script]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *map(str, options)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.timeout(300)

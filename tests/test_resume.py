@@ -37,6 +37,7 @@ COMMON = {
     "compile": (True, None),
     "crop_scale": ([0.5, 0.9], None),
     "num_workers": (1, None),
+    "cache_images": (True, None),
     "loading_timeout": (7.5, None),
     "keep_checkpoints": (3, None),
     "checkpoint_minutes": (2.0, None),

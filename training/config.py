@@ -47,6 +47,7 @@ class TrainingConfig:
     compile: bool  # torch.compile, on a GPU only
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
     num_workers: int = at_least(0)  # loader processes of each rank; 0 loads in the main process
+    cache_images: bool  # decode them once, into a GPU's memory or shared memory; see image_cache.py
     loading_timeout: float = positive()  # seconds without a sample from any worker that end the run
     keep_checkpoints: int = positive()  # newest ones kept, besides the best
     checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
@@ -70,7 +71,10 @@ class TrainingConfig:
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-LATER_KEYS = {"loading_timeout": 60.0}  # what held, or nearly, before checkpoints had these keys
+LATER_KEYS = {
+    "loading_timeout": 60.0,
+    "cache_images": False,
+}  # what held, or nearly, before checkpoints had these keys
 
 
 def saved_config(config_class: type[Config], resume: dict[str, Any], source: str) -> Config:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import RawArray
@@ -106,6 +106,7 @@ class Loader(DataLoader):
         batch_bytes: of a batch's images, to see at once whether shared memory has room; 0 does not look.
         batches_held: how many batches are in use at once.
         size_key: of the configuration, which makes batches smaller.
+        finish: what becomes of a batch in this process, on the device; None leaves it as it is.
 
     Raises:
         RunError: shared memory has no room for the batches of the workers.
@@ -122,7 +123,9 @@ class Loader(DataLoader):
         batch_bytes: int = 0,
         batches_held: int = 1,
         size_key: str = "batch_size",
+        finish: Callable[[Any], Any] | None = None,
     ):
+        self.finish = finish
         num_workers = min(num_workers, share_of_cores())
         configured = timeout is not None
         self.longest_wait = timeout if configured else LOADING_TIMEOUT  # seconds
@@ -155,7 +158,7 @@ class Loader(DataLoader):
             while (batch := _next(batches, patience)) is not END:
                 if isinstance(batch, RunError):
                     raise batch
-                yield batch
+                yield self.finish(batch) if self.finish else batch
         except (RunError, RuntimeError, OSError, interrupts.Interrupted) as error:
             no_room = not isinstance(error, RunError) and self._found_no_room(error)
             self._end_workers()

@@ -60,18 +60,19 @@ def curves(setting: Setting) -> Iterator[Row]:
 
 def beam_search(
     setting: Setting, config: CaptionerConfig, mae: MaeConfig, images: torch.Tensor, length: int, beams: int,
-    execution: str | None = None,
+    execution: str = "auto",
 ) -> Callable[[], object]:  # fmt: skip
     """The search as caption.py sets it up, or its steps run in another way."""
     model = build_captioner(mae, config).to(setting.device)
     with torch.no_grad():
         model.decoder.to_vocabulary.bias[sizes.END_ID] = -1e9
     options = BeamSearchOptions(length, beams, config.length_alpha)
-    way = {"execution": execution} if execution not in (None, "eager") else {}
 
     def run() -> object:
         with devices.autocast(setting.device, setting.precision):
-            found = model.generate(normalize(images), options, sizes.START_ID, sizes.END_ID, **way)
+            found = model.generate(
+                normalize(images), options, sizes.START_ID, sizes.END_ID, execution=execution
+            )
         assert all(len(best.tokens) == length for best, *_ in found)
         return found
 

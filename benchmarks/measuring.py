@@ -82,6 +82,9 @@ class Row:
     note: str = ""
 
 
+failures: list[str] = []  # contestants of this process that could not run
+
+
 def compare(
     setting: Setting,
     what: str,
@@ -105,7 +108,7 @@ def compare(
         warm_up: untimed calls of each; None: what the device needs.
 
     Returns:
-        A row for each that can run; why another cannot goes to stderr.
+        A row for each that can run; why another cannot goes to stderr, and to `failures`.
     """
     warm_up = warm_up or (WARM_UP_ON_GPU if setting.on_gpu else WARM_UP)
     runs, peaks, able = [], [], []
@@ -116,14 +119,9 @@ def compare(
             for _ in range(warm_up):
                 run()
         except Exception as error:  # one that cannot run here must not cost the others their figures
-            if len(contestants) == 1:
-                raise
             reason = " ".join(str(error).split())
-            print(
-                f"{what}, {size}: {contestant.name} failed: {type(error).__name__}: {reason:.500}",
-                file=sys.stderr,
-                flush=True,
-            )
+            failures.append(f"{what}, {size}: {contestant.name}: {type(error).__name__}: {reason:.500}")
+            print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
             continue
         calls = calls_of_round(run, setting)
         peaks.append(peak.read())

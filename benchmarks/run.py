@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import decoding, feeding, loading, ranks, search, steps, training
+from benchmarks import decoding, feeding, loading, measuring, ranks, search, steps, training
 from benchmarks.measuring import Row, Setting, number, table
 from benchmarks.peers import huggingface
 from paths import ROOT, paths
 from support import command_line, devices
-from support.errors import UsageError
+from support.errors import RunError, UsageError
 from support.files import read_json, write_json
 
 SUBJECTS = {"training": training, "decoding": decoding, "loading": loading, "ranks": ranks}
@@ -75,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(rows))
     for note in notes:
         print(f"note: {note}", flush=True)
+    if measuring.failures:
+        raise RunError(f"{len(measuring.failures)} could not run, the first: {measuring.failures[0]}")
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:

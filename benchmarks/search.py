@@ -1,11 +1,9 @@
 """The ways to run the steps of a beam search: as they come, compiled, recorded as CUDA graphs."""
 
-import inspect
 from collections.abc import Iterator
 
 from benchmarks import decoding, floor, sizes
 from benchmarks.measuring import Contestant, Row, Setting, compare
-from transformer_components import TransformerEncoderDecoder
 
 ORDER = ("eager", "graphs", "static", "compiled")  # what takes a minute to compile comes last
 
@@ -26,9 +24,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def executions(setting: Setting) -> tuple[str, ...]:
-    """The ways there are, by the names that `generate` gives them; on a CPU those without a GPU's graphs."""
-    if "execution" not in inspect.signature(TransformerEncoderDecoder.generate).parameters:
-        return ("eager",)
+    """The ways that `generate` knows; on a CPU those without a GPU's graphs."""
     return ORDER if setting.on_gpu else ("eager", "static")
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from benchmarks import decoding, floor, loading, measuring, ranks, run, sizes, t
 from benchmarks.measuring import Contestant, Setting, compare, table
 from image_transforms import load_image
 from paths import locations
+from support.errors import RunError
 
 CPU = Setting(torch.device("cpu"), torch.float32, repeats=3)
 
@@ -47,6 +49,17 @@ def test_peak_memory_is_what_a_contestant_needs_and_not_what_the_one_before_free
         pytest.skip("this system does not tell")
     for row, expected in zip(rows, (large, small)):
         assert expected - 2**20 <= row.peak_bytes < expected + 8 * 2**20
+
+
+def test_one_that_cannot_run_costs_the_others_nothing_and_is_told_in_the_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "failures", [])
+    contestants = [Contestant("ours", lambda: lambda: None), Contestant("peer", lambda: lambda: 1 / 0)]
+    subject = SimpleNamespace(rows=lambda setting: compare(setting, "the work", "", "", 1, contestants))
+    monkeypatch.setitem(run.SUBJECTS, "decoding", subject)
+    out = tmp_path / "x.json"
+    with pytest.raises(RunError, match=r"1 could not run, the first: the work, : peer: ZeroDivisionError"):
+        run.main(["--only", "decoding", "--device", "cpu", "--out", str(out)])
+    assert [row["contestant"] for row in json.loads(out.read_text())["rows"]] == ["ours"]
 
 
 def test_the_table_says_everything_once():

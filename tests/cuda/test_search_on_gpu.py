@@ -1,6 +1,5 @@
 """Captions found on a GPU, beside those that the CPU finds."""
 
-import inspect
 import re
 from dataclasses import replace
 
@@ -14,8 +13,6 @@ from tests.captioner_cases import random_captioner
 from transformer_components import TransformerEncoderDecoder
 
 IMAGES = 12
-HAS_EXECUTIONS = "execution" in inspect.signature(TransformerEncoderDecoder.generate).parameters
-EXECUTIONS = ["eager", "static", "graphs"] if HAS_EXECUTIONS else ["eager"]
 
 
 def captioner_on(device: torch.device, precision: torch.dtype = torch.float32, num_beams: int = 6):
@@ -29,17 +26,16 @@ def drawn_images(count: int = IMAGES) -> torch.Tensor:
     return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", ["eager", "static", "graphs"])
 @pytest.mark.parametrize("num_beams", [1, 6])
 def test_captions_are_those_of_the_cpu(device, execution, num_beams, monkeypatch):
     """Token by token; log-probabilities to 1e-4."""
     if execution == "graphs" and device.type == "cpu":
         pytest.skip("CUDA graphs need a GPU")
     expected = captioner_on(torch.device("cpu"), num_beams=num_beams).decode(drawn_images())
-    if HAS_EXECUTIONS:
-        generate = TransformerEncoderDecoder.generate
-        fixed = lambda *given, **named: generate(*given, **{**named, "execution": execution})  # noqa: E731
-        monkeypatch.setattr(TransformerEncoderDecoder, "generate", fixed)
+    generate = TransformerEncoderDecoder.generate
+    fixed = lambda *given, **named: generate(*given, **named, execution=execution)  # noqa: E731
+    monkeypatch.setattr(TransformerEncoderDecoder, "generate", fixed)
     captioner = captioner_on(device, num_beams=num_beams)
     for _ in range(2):  # what was recorded once must serve again
         for found, wanted in zip(captioner.decode(drawn_images()), expected, strict=True):

@@ -13,6 +13,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks import loading
 from benchmarks.measuring import Contestant, Row, Setting, compare
+from coco.data import CocoData
 from coco_loader import get_coco_loader
 from image_transforms import TrainingTransform
 from paths import locations
@@ -81,7 +82,13 @@ def limit(workers: int) -> int:
 def epoch(setting: Setting, paths: dict[str, Path], workers: int) -> Callable[[], object]:
     """As much of an epoch as `limit` says."""
     loader = get_coco_loader(
-        "train", loading.BATCH, TrainingTransform(), workers, mode="image_only", shuffle=True, paths=paths
+        "train",
+        loading.BATCH,
+        TrainingTransform(),
+        workers,
+        mode="image_only",
+        shuffle=True,
+        data=CocoData(paths),
     )
 
     def run() -> None:

@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from coco.data import CocoData
-from coco.processed import load_data_tokenizer
+from coco.data import CocoData, load_data_tokenizer
 from coco.tokenizer import PAD
 from image_cache import CachedImages, DrawnCrops, batched, cache_images
 from image_transforms import EvaluationTransform, TrainingTransform, load_image

@@ -24,8 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioner import Captioner, captioner_from_state
-from coco.data import CocoData
-from coco.processed import load_processed
+from coco.data import CocoData, load_processed
 from coco.split_file import SPLITS, SplitFile, same_split, split_name, trained_on
 from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
 from evaluation_report import write_report

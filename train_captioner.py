@@ -23,8 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from captioner import Captioner, CaptioningConfig, new_captioner, require_captioner
-from coco.data import CocoData
-from coco.processed import load_data_tokenizer
+from coco.data import CocoData, load_data_tokenizer
 from coco.split_file import require_same_split, warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader

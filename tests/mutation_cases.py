@@ -24,7 +24,7 @@ from PIL import Image
 
 from coco.archives import extract, wanted_members
 from coco.caption_files import read_captions
-from coco.processed import load_processed
+from coco.data import load_processed
 from coco.tokenizer import load_tokenizer, train_tokenizer
 from image_transforms import load_image
 from images.image_folders import decoding_error

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from coco.data import CocoData
-from coco.processed import load_processed
+from coco.data import CocoData, load_processed
 from coco.tokenizer import load_tokenizer
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform

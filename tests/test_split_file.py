@@ -10,8 +10,7 @@ import torch
 import evaluate_captioner
 import train_captioner
 import train_encoder
-from coco.data import CocoData
-from coco.processed import load_processed
+from coco.data import CocoData, load_processed
 from coco.split_file import read_split_file
 from coco_loader import get_coco_loader, load_image
 from image_transforms import EvaluationTransform

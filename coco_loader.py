@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from coco.data import CocoData, load_data_tokenizer
+from coco.data import CocoData, Ragged, load_data_tokenizer
 from coco.tokenizer import PAD
 from image_cache import CachedImages, DrawnCrops, batched, cache_images
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
@@ -34,7 +34,6 @@ from support import distributed
 from support.errors import RunError, UsageError
 from training.config import TrainingConfig
 from training.loading import Loader, samples_or_errors
-from training.ragged import Ragged
 from training.randomness import mix, seeded
 from training.sampling import EpochSampler, EvaluationSampler, Key, subset_of
 

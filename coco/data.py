@@ -1,17 +1,21 @@
 """A data set in COCO's layout as one object: where it lies, its split, and which images training reads.
 
 And the reading of what `process_coco.py` leaves in `processed/`: the lists of each split, and the tokenizer.
+`Ragged` holds such a list in memory that processes share instead of copying.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from coco.caption_files import HIGHEST_ID
 from coco.split_file import FOLDERS, SplitFile, folder_splits, read_split_file
@@ -252,3 +256,35 @@ class CocoData:
             raise UsageError(f"{self.split_file.name} has no pictures for {split}")
         lists = [load_processed(self.paths, folder, what, vocabulary_size) for folder in FOLDERS]
         return [entry for entry in itertools.chain.from_iterable(lists) if image_id_of(entry) in members]
+
+
+class Ragged:
+    """A read-only list of rows of integers, held as one tensor of values and one of offsets.
+
+    A Python list of 591,753 captions would be copied, page by page, into every loader worker, because merely
+    reading an object writes its reference count.  A tensor's values have none and stay shared.
+
+    Args:
+        rows: the rows, each of any length.
+        typecode: how a value is stored, as in Python's `array`: "i" 32 bits, "B" a byte.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[int]], typecode: str = "i"):
+        values, offsets = array(typecode), array("q", [0])
+        for row in rows:
+            values.extend(row)
+            offsets.append(len(values))
+        self.values = torch.from_numpy(np.array(values))
+        self.offsets = torch.from_numpy(np.array(offsets))  # row i is values[offsets[i] : offsets[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(rows,) int64."""
+        return self.offsets.diff()
+
+    def __getitem__(self, row: int) -> Tensor:
+        start, end = self.offsets[row : row + 2].tolist()
+        return self.values[start:end]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.ragged import Ragged
+from coco.data import Ragged
 from training.randomness import mix
 from training.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, EvaluationSampler, subset_of
 

@@ -34,8 +34,7 @@ from support import distributed
 from support.errors import RunError, UsageError
 from training.config import TrainingConfig
 from training.loading import Loader, samples_or_errors
-from training.randomness import mix, seeded
-from training.sampling import EpochSampler, EvaluationSampler, Key, subset_of
+from training.sampling import EpochSampler, EvaluationSampler, Key, mix, seeded, subset_of
 
 # From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]

@@ -24,7 +24,7 @@ from images.batched_crops import Crop, crop_and_resize
 from images.image_store import ImageStore, store_images
 from support import distributed
 from support.errors import RunError
-from training.randomness import seeded
+from training.sampling import seeded
 
 GPU_SHARE = 0.7  # of the GPU's free memory, at most: the rest is for the training itself
 

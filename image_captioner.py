@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from support.configuration import positive
 from support.devices import without_autocast
-from training.randomness import hashed_noise
+from training.sampling import hashed_noise
 from transformer_components import (
     DecoderCache,
     Linear,

@@ -53,7 +53,7 @@ TENSOR_TURNS = {
 class TrainingTransform:
     """A random crop of random size and shape, resized to a square, mirrored half of the time.
 
-    Draws from torch's global generator: wrap a call in `training.randomness.seeded` to fix the draw.
+    Draws from torch's global generator: wrap a call in `training.sampling.seeded` to fix the draw.
     """
 
     size: int = 224  # side of the result, pixels

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from image_transforms import TrainingTransform
 from images import batched_crops
 from images.batched_crops import crop_and_resize
-from training.randomness import seeded
+from training.sampling import seeded
 
 SIZES = [
     (40, 60),

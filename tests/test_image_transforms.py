@@ -26,7 +26,7 @@ from image_transforms import (
     to_tensor,
 )
 from support.errors import RunError
-from training.randomness import seeded
+from training.sampling import seeded
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

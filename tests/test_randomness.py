@@ -2,7 +2,7 @@
 
 import torch
 
-from training.randomness import GOLDEN, MASK64, hashed_noise, mix, permutation, seeded
+from training.sampling import GOLDEN, MASK64, hashed_noise, mix, permutation, seeded
 
 
 def splitmix64(state: int) -> int:

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coco.data import Ragged
-from training.randomness import mix
-from training.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, EvaluationSampler, subset_of
+from training.sampling import BATCHES_SORTED_TOGETHER, EpochSampler, EvaluationSampler, mix, subset_of
 
 
 def epoch_of(sampler: EpochSampler, epoch: int, start_step: int = 0) -> list:

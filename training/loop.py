@@ -9,7 +9,7 @@ step.  Training and validation call the same `loss_fn`, and every reported loss 
 or tokens, not a mean of batch means.
 
 Where a run stands is one object, `Progress`.  Everything random is a pure function of the seed and of that
-position (training/randomness.py), so a run that goes on from a checkpoint equals one that never stopped.
+position (training/sampling.py), so a run that goes on from a checkpoint equals one that never stopped.
 """
 
 import math
@@ -41,7 +41,7 @@ from training.epoch_log import write_log
 from training.network import wrap
 from training.optimizer import restore_moments
 from training.progress import Progress
-from training.randomness import mix
+from training.sampling import mix
 from training.step import LossFunction, PendingReport, Report, Stepper, to_device
 
 

@@ -293,19 +293,26 @@ class ImgFirstDataset(CocoDataset):
         captions = dict(data.captions(split))
         image_ids = torch.tensor(sorted(captions), dtype=torch.int64)
         self.image_ids = choose_images(image_ids, subset)
-        self.captions = Ragged((json.dumps(captions[i]).encode() for i in self.image_ids.tolist()), "B")
+        self.rows = torch.searchsorted(image_ids, self.image_ids)  # of `captions`, the whole split's
+        self.captions = Ragged((json.dumps(captions[i]).encode() for i in image_ids.tolist()), "B")
         self.split, self.data = split, data
         self.transform = transform
 
     @property
     def captioned(self) -> int:
         """How many of the pictures have a caption."""
-        return int((self.captions.lengths > len("[]")).sum())
+        return int((self.captions.lengths[self.rows] > len("[]")).sum())
+
+    def captions_of_split(self) -> list[str]:
+        """All captions of the split, also of the images that `subset` leaves out."""
+        return [text for row in range(len(self.captions)) for text in self._texts(row)]
+
+    def _texts(self, row: int) -> list[str]:
+        return json.loads(bytes(self.captions[row].numpy()))
 
     def sample(self, index: int, seed: int) -> ReferenceSample:
-        captions = json.loads(bytes(self.captions[index].numpy()))
         image = self.image(index, self.transform, seed)
-        return ReferenceSample(image, captions, int(self.image_ids[index]))
+        return ReferenceSample(image, self._texts(int(self.rows[index])), int(self.image_ids[index]))
 
     def collate(self, samples: Sequence[ReferenceSample]) -> ReferenceBatch:
         images, captions, image_ids = zip(*samples)

@@ -81,8 +81,7 @@ def scoring_of(captioner: Captioner, dataset: ImgFirstDataset, **asked_for: str 
 
     The captions of its whole split decide, so that a share of it is scored as all of it.
     """
-    split = dataset.data.captions(dataset.split)
-    return choose_scoring(captioner.tokenizer, [text for _, texts in split for text in texts], **asked_for)
+    return choose_scoring(captioner.tokenizer, dataset.captions_of_split(), **asked_for)
 
 
 def scored(captioned: CaptionedSplit, scoring: Scoring) -> dict[str, float]:

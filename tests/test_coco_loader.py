@@ -142,6 +142,9 @@ def test_a_subset_is_the_same_images_on_every_run_with_all_their_captions(make_t
     assert len(images) == len(triplets) == 6
     assert images.image_ids.tolist() == triplets.image_ids.tolist() == sorted(set(pairs.image_ids.tolist()))
     assert [pairs.image_ids.tolist().count(image_id) for image_id in images.image_ids.tolist()] == [5] * 6
+    texts = dict(processed(paths, "train_im2capts"))
+    assert [item.captions for item in triplets] == [texts[i] for i in triplets.image_ids.tolist()]
+    assert triplets.captions_of_split() == [text for i in sorted(texts) for text in texts[i]]
     again = CaptFirstDataset("train", EVALUATION, data=CocoData(paths), subset=0.3)
     assert torch.equal(pairs.image_ids, again.image_ids)
     assert torch.equal(pairs.captions.values, again.captions.values)

@@ -144,7 +144,7 @@ class CocoDataset(Dataset):
     def image(self, index: int, transform: Transform, seed: int) -> Tensor:
         """A sample's image, transformed as its seed says, (3, H, W) uint8; of a GPU's cache, its crop."""
         if self.cached is None:
-            return transformed(self.file_of(index), transform, seed)
+            return load_transformed(self.file_of(index), transform, seed)
         return self.cached.image(int(self.cached_numbers[index]), transform, seed)
 
     def black_image(self) -> Tensor:
@@ -197,7 +197,7 @@ class CaptFirstDataset(CocoDataset):
         captions = [entries[row]["caption"] for row in chosen.tolist()]
 
         self.image_ids = image_ids[chosen]
-        self.captions = Ragged(shortened(caption, context_length) for caption in captions)
+        self.captions = Ragged(truncate_caption(caption, context_length) for caption in captions)
         self.pad_id = tokenizer.token_to_id(PAD) if pad_id is None else pad_id
         self.split, self.data = split, data
         self.transform = self.keep_sides = transform
@@ -361,7 +361,7 @@ class ImageOnlyDataset(CocoDataset):
         return ImageBatch(batched(images), torch.tensor(image_ids), torch.tensor(seeds))
 
 
-def transformed(path: Path, transform: Transform, seed: int) -> Tensor:
+def load_transformed(path: Path, transform: Transform, seed: int) -> Tensor:
     """A picture, read and transformed; what is random about it follows from `seed` alone."""
     image = load_image(path)
     with seeded(seed):
@@ -374,7 +374,7 @@ def black(transform: Transform) -> Tensor:
         return transform(torch.zeros(3, 64, 64, dtype=torch.uint8))
 
 
-def shortened(caption: Sequence[int], context_length: int | None) -> Sequence[int]:
+def truncate_caption(caption: Sequence[int], context_length: int | None) -> Sequence[int]:
     """The caption in at most `context_length + 1` tokens; its last one, the <EOS>, is kept."""
     if context_length is None or len(caption) <= context_length + 1:
         return caption
@@ -404,7 +404,9 @@ class LoaderOptions:
     # Leave samples whose images cannot be read out of their batches, which say so in `unreadable`; else such
     # an image is an error.  An evaluation never leaves any out: a split is scored as a whole.
     skip_unreadable: bool = False
-    length_buckets: bool = False  # batches of captions of like length, see `training.sampling.bucketed`
+    length_buckets: bool = (
+        False  # batches of captions of similar length, `training.sampling.bucket_by_length`
+    )
 
     # Of captions, see `CaptFirstDataset`
     context_length: int | None = None  # tokens that the decoder reads; None truncates nothing

@@ -68,10 +68,10 @@ def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
             mine.captions[image_id] = captioner.text(best)
             mine.scores[image_id] = best.mean_log_probability
     parts = distributed.gathered(mine)
-    return CaptionedSplit(*(dict(sorted(merged(column).items())) for column in zip(*parts)))
+    return CaptionedSplit(*(dict(sorted(merge(column).items())) for column in zip(*parts)))
 
 
-def merged(dicts: tuple[dict, ...]) -> dict:
+def merge(dicts: tuple[dict, ...]) -> dict:
     """One dict of all."""
     return {key: value for part in dicts for key, value in part.items()}
 
@@ -84,7 +84,7 @@ def scoring_of(captioner: Captioner, dataset: ImgFirstDataset, **asked_for: str 
     return choose_scoring(captioner.tokenizer, dataset.captions_of_split(), **asked_for)
 
 
-def scored(captioned: CaptionedSplit, scoring: Scoring) -> dict[str, float]:
+def score_captions(captioned: CaptionedSplit, scoring: Scoring) -> dict[str, float]:
     """The metrics of the captions whose pictures have references, as fractions."""
     known = with_references(captioned.references)
     return score(known, {image_id: captioned.captions[image_id] for image_id in known}, scoring.tokenize)

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from image_transforms import EvaluationTransform, TrainingTransform, image_size, load_image, stacked
+from image_transforms import EvaluationTransform, TrainingTransform, image_size, load_image, stack_images
 from images.batched_crops import Crop, crop_and_resize
 from images.image_store import ImageStore, store_images
 from support import distributed
@@ -99,8 +99,8 @@ class CropsOnGpu:
 
 
 def batched(images: Sequence[Tensor]) -> Tensor:
-    """Images as a batch by `stacked`; drawn crops, (6,) each, as (B, 6)."""
-    return stacked(images) if images[0].dim() == 3 else torch.stack(list(images))
+    """Images as a batch by `stack_images`; drawn crops, (6,) each, as (B, 6)."""
+    return stack_images(images) if images[0].dim() == 3 else torch.stack(list(images))
 
 
 class Cache(NamedTuple):

@@ -27,7 +27,7 @@ from transformer_components import (
     TransformerDecoder,
     TransformerEncoder,
     TransformerEncoderDecoder,
-    initialise,
+    initialize,
     sinusoids,
 )
 
@@ -141,19 +141,19 @@ def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tup
     return shuffled[:, num_masked:], shuffled[:, :num_masked]
 
 
-def normalise_patches(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_patches(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     """Each patch (B, M, P·P·3) at mean 0 and variance 1, a sharper target (He et al. 2021, section 4.1).
 
     Returns:
-        The patches, and the mean and the deviation (B, M, 1) with which `unnormalise_patches` undoes it.
+        The patches, and the mean and the deviation (B, M, 1) with which `unnormalize_patches` undoes it.
     """
     variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
     deviation = (variance + epsilon).sqrt()
     return (patches - mean) / deviation, mean, deviation
 
 
-def unnormalise_patches(patches: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Normalised patches as pixels again: without it a reconstruction looks like grey noise."""
+def unnormalize_patches(patches: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Normalized patches as pixels again: without it a reconstruction looks like grey noise."""
     return patches * deviation + mean
 
 
@@ -180,7 +180,7 @@ class PatchEmbedding(nn.Module):
         self.image_size, self.patch_size = shape.image_size, shape.patch_size
         self.projection = nn.Linear(shape.patch_size**2 * CHANNELS, size)
         self.positions = nn.Parameter(grid_positions(shape.num_patches, size))  # (N, D)
-        initialise(self)
+        initialize(self)
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """
@@ -230,8 +230,8 @@ class ImageDecoder(nn.Module):
         self.dropout = nn.Dropout(shape.decoder.dropout)
         self.transformer = TransformerEncoder(shape.decoder)
         self.to_pixels = nn.Linear(size, shape.patch_size**2 * CHANNELS)
-        initialise(self.projection)
-        initialise(self.to_pixels)
+        initialize(self.projection)
+        initialize(self.to_pixels)
 
     def forward(self, encoded: Tensor, kept: Tensor, masked: Tensor | None = None) -> Tensor:
         """
@@ -293,8 +293,8 @@ class CaptionDecoder(nn.Module):
         self.dropout = nn.Dropout(shape.decoder.dropout)
         self.transformer = TransformerDecoder(shape.decoder, memory_size)
         self.to_vocabulary = Linear(size, shape.vocabulary_size)
-        initialise(self.token_embedding)
-        initialise(self.to_vocabulary)
+        initialize(self.token_embedding)
+        initialize(self.to_vocabulary)
         if shape.tie_embeddings:  # also section 3.4
             self.to_vocabulary.weight = self.token_embedding.weight
 

@@ -104,7 +104,7 @@ def resized(image: Tensor, size: int) -> Tensor:
     return F.resize(image, [size, size], antialias=True)[0]
 
 
-def stacked(images: Sequence[Tensor]) -> Tensor:
+def stack_images(images: Sequence[Tensor]) -> Tensor:
     """Pictures, each (3, H, W), as a batch (B, 3, H, W); in memory, colours side by side as in `resized`."""
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 

@@ -17,10 +17,10 @@ from image_captioner import (
     AutoEncoderShape,
     ImageAutoEncoder,
     count_masked,
-    normalise_patches,
+    normalize_patches,
     patchify,
     random_masking,
-    unnormalise_patches,
+    unnormalize_patches,
     unpatchify,
 )
 from image_transforms import EvaluationTransform, denormalize, normalize
@@ -54,7 +54,7 @@ class Reconstructor:
     def reconstruct(self, images: Tensor, seeds: Sequence[int] | None = None) -> Reconstruction:
         """Hides patches of transformed pictures (B, 3, H, W) uint8, and predicts them.
 
-        Where the model predicts normalised patches, the true mean and deviation of each are put back: they
+        Where the model predicts normalized patches, the true mean and deviation of each are put back: they
         are no part of what it learned, and without them a reconstruction looks like noise.
 
         Args:
@@ -70,8 +70,8 @@ class Reconstructor:
         with evaluating(self.model):
             predicted = self.model(pixels, kept)  # (B, N, P·P·3)
         if self.normalize_targets:
-            _, mean, deviation = normalise_patches(patches)
-            predicted = unnormalise_patches(predicted, mean, deviation)
+            _, mean, deviation = normalize_patches(patches)
+            predicted = unnormalize_patches(predicted, mean, deviation)
         is_hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=self.device)
         is_hidden = is_hidden.scatter(1, hidden, True)[:, :, None]  # (B, N, 1)
         views = (

@@ -27,7 +27,7 @@ from coco.data import CocoData, load_data_tokenizer
 from coco.split_file import require_same_split, warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader
-from evaluate_captioner import caption_split, require_references, scored, scoring_of
+from evaluate_captioner import caption_split, require_references, score_captions, scoring_of
 from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
@@ -179,20 +179,22 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
             print(f"note: BLEU: {note}", file=sys.stderr, flush=True)
     with lock, train_loader, val_loader, picture_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
-            thawed = 1 + max(0, epoch + 1 - config.unfreeze_start_epoch)  # the decoder learns from the start
-            unfreeze(groups, len(groups) if from_scratch else thawed)
+            unfrozen = 1 + max(
+                0, epoch + 1 - config.unfreeze_start_epoch
+            )  # the decoder learns from the start
+            unfreeze(groups, len(groups) if from_scratch else unfrozen)
             figures = trainer.train()
             figures |= trainer.validate()
             if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
                 captioned = caption_split(captioner, picture_loader)
                 statistics = caption_statistics(captioned.captions.values())
                 figures |= {
-                    "bleu4": scored(captioned, scoring)["BLEU-4"],
+                    "bleu4": score_captions(captioned, scoring)["BLEU-4"],
                     "distinct_captions": statistics.distinct,
                 }
                 if statistics.collapsed and distributed.is_main():
                     print(statistics.warning(), file=sys.stderr, flush=True)
-            trainer.complete(figures)
+            trainer.end_epoch(figures)
             if distributed.is_main():
                 unit = "pairs" if config.captions_per_image == 1 else "images"
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, unit), flush=True)

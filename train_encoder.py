@@ -26,7 +26,7 @@ from image_captioner import (
     AutoEncoderShape,
     ImageAutoEncoder,
     masked_pixels,
-    normalise_patches,
+    normalize_patches,
     random_masking,
 )
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
@@ -139,7 +139,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         for epoch in trainer.epochs(options.epochs):
             figures = trainer.train()
             figures |= trainer.validate()
-            trainer.complete(figures)
+            trainer.end_epoch(figures)
             if distributed.is_main():
                 print(epoch_line(trainer.progress.history[-1], config.total_epochs, "images"), flush=True)
                 if board:
@@ -174,7 +174,7 @@ def reconstruction_loss(
     predicted = network(images, kept, masked)  # (B, M, P*P*3)
     target = masked_pixels(images, masked, config.patch_size)  # (B, M, P*P*3)
     if config.normalize_targets:
-        target, _, _ = normalise_patches(target)
+        target, _, _ = normalize_patches(target)
     predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))  # no sum in bfloat16
     loss = F.mse_loss(predicted, target.to(predicted.dtype))
     return loss, loss.new_full((), masked.numel())

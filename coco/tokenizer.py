@@ -1,11 +1,11 @@
-"""The tokenizer: byte pair encoding (Sennrich et al., 2016) on normalised text, with nothing lost on the way.
+"""The tokenizer: byte pair encoding (Sennrich et al., 2016) on normalized text, with nothing lost on the way.
 
     tokenizer = train_tokenizer(["A dog runs.", ...], vocabulary_size=5000)
     ids = tokenizer.encode("A dog runs.").ids        # <SOS>, " a", " dog", " runs", ".", <EOS>
     tokenizer.decode(ids)                            # "a dog runs."
 
-Normalised means: lower case, no accents, single blanks, composed characters (Unicode's NFC).
-`decode(encode(text).ids)` is the normalised text, for every text: pieces are made of bytes, all 256 are in
+Normalized means: lower case, no accents, single blanks, composed characters (Unicode's NFC).
+`decode(encode(text).ids)` is the normalized text, for every text: pieces are made of bytes, all 256 are in
 the vocabulary, and a word carries its blank.  A tokenizer without a decoder gives "jo gg er running" for
 "jogger running", and BLEU then scores word pieces.
 

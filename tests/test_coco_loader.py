@@ -25,7 +25,7 @@ from coco_loader import (
     LoaderOptions,
     ReferenceBatch,
     get_coco_loader,
-    shortened,
+    truncate_caption,
 )
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from images.image_folders import image_name
@@ -122,10 +122,10 @@ def vars_of(item: object) -> Iterator[object]:
 
 def test_an_over_long_caption_keeps_its_end(tiny_coco):
     """Cut off at the length limit, <EOS> went too, and the model learned that long captions never end."""
-    assert shortened([1, 5, 6, 7, 8, 2], 3) == [1, 5, 6, 2]
-    assert shortened([1, 5, 6, 2], 3) == [1, 5, 6, 2]
-    assert shortened([1, 5, 6, 7, 2], 1) == [1, 2]
-    assert shortened([1, 5, 6, 7, 2], None) == [1, 5, 6, 7, 2]
+    assert truncate_caption([1, 5, 6, 7, 8, 2], 3) == [1, 5, 6, 2]
+    assert truncate_caption([1, 5, 6, 2], 3) == [1, 5, 6, 2]
+    assert truncate_caption([1, 5, 6, 7, 2], 1) == [1, 2]
+    assert truncate_caption([1, 5, 6, 7, 2], None) == [1, 5, 6, 7, 2]
     eos = Tokenizer.from_file(str(tiny_coco["tokenizer"])).token_to_id("<EOS>")
     dataset = CaptFirstDataset("train", EVALUATION, data=CocoData(tiny_coco), context_length=6)
     lengths = [len(sample.tokens) for sample in dataset]

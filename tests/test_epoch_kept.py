@@ -20,7 +20,7 @@ FAILURES = {
     "captioner": [
         (Trainer, "validate", torch.OutOfMemoryError("CUDA out of memory")),
         (train_captioner, "caption_split", FloatingPointError("a beam's score is not finite")),
-        (train_captioner, "scored", RuntimeError("a metric's bug")),
+        (train_captioner, "score_captions", RuntimeError("a metric's bug")),
         (train_captioner, "first_captions", KeyError("caption")),
     ],
 }

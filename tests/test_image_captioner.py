@@ -19,11 +19,11 @@ from image_captioner import (
     build_captioner,
     grid_positions,
     masked_pixels,
-    normalise_patches,
+    normalize_patches,
     patchify,
     random_masking,
     select_patches,
-    unnormalise_patches,
+    unnormalize_patches,
     unpatchify,
 )
 from transformer_components import BeamSearchOptions, StackConfig, beam_search
@@ -100,14 +100,14 @@ def test_select_patches_equals_a_loop():
     assert torch.equal(select_patches(patches, positions), torch.stack([torch.stack(r) for r in expected]))
 
 
-def test_normalised_patches_can_be_undone():
+def test_normalized_patches_can_be_undone():
     """Without the way back, reconstructions look awful, the most asked question about such models."""
     patches = 5 * torch.randn(2, 4, 192) + 3
-    normalised, mean, deviation = normalise_patches(patches)
-    assert normalised.mean(2).abs().max() < 1e-5
-    torch.testing.assert_close(normalised.var(2), torch.ones(2, 4))
-    torch.testing.assert_close(unnormalise_patches(normalised, mean, deviation), patches)
-    flat, _, _ = normalise_patches(torch.full((1, 1, 192), 0.7))
+    normalized, mean, deviation = normalize_patches(patches)
+    assert normalized.mean(2).abs().max() < 1e-5
+    torch.testing.assert_close(normalized.var(2), torch.ones(2, 4))
+    torch.testing.assert_close(unnormalize_patches(normalized, mean, deviation), patches)
+    flat, _, _ = normalize_patches(torch.full((1, 1, 192), 0.7))
     assert flat.abs().max() < 1e-2
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import caption
-from coco_loader import transformed
+from coco_loader import load_transformed
 from image_transforms import EvaluationTransform, load_image
 from images.image_folders import decoding_error, image_name, is_cut
 from images.resized_copies import copy_picture
@@ -128,7 +128,7 @@ def in_completeness(path: Path) -> None:
 
 READERS: dict[str, Callable] = {
     "training": lambda path: TRANSFORM(load_image(path)),
-    "evaluation": lambda path: transformed(path, TRANSFORM, 0),
+    "evaluation": lambda path: load_transformed(path, TRANSFORM, 0),
     "caption.py": in_captions,
     "copies": in_copies,
     "--check": in_check,

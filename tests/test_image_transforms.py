@@ -21,7 +21,7 @@ from image_transforms import (
     denormalize,
     load_image,
     normalize,
-    stacked,
+    stack_images,
     to_rgb,
     to_tensor,
 )
@@ -367,7 +367,7 @@ def test_normalize_is_torchvisions_and_denormalize_undoes_it():
 
 
 def test_normalize_makes_planes_of_a_batch_whose_colours_lie_side_by_side():
-    batch = stacked([torch.from_numpy(noise(20, 30, seed=seed)).permute(2, 0, 1) for seed in range(2)])
+    batch = stack_images([torch.from_numpy(noise(20, 30, seed=seed)).permute(2, 0, 1) for seed in range(2)])
     assert batch.is_contiguous(memory_format=torch.channels_last)
     normalized = normalize(batch)
     assert normalized.is_contiguous()

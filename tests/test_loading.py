@@ -132,7 +132,7 @@ def test_where_no_sample_comes_loading_hangs(quick_looks, monkeypatch, timeout):
 
 
 def test_the_configuration_says_how_long(tiny_coco, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(coco_loader, "transformed", lambda *_: time.sleep(60))
+    monkeypatch.setattr(coco_loader, "load_transformed", lambda *_: time.sleep(60))
     config = write_config(tmp_path, "mae_config.yaml", num_workers=1, loading_timeout=0.75)
     arguments = ["--config", config, "--data", tiny_coco["data"], "--out", tmp_path / "out"]
     code, message = ended(train_encoder.main, *arguments, capsys=capsys)
@@ -156,13 +156,13 @@ import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import coco_loader, train_encoder
 from support import command_line
-transformed = coco_loader.transformed
+load_transformed = coco_loader.load_transformed
 seen = []
 def hanging(*arguments):
     seen.append(1)
     time.sleep(600 if len(seen) > 8 else 0)
-    return transformed(*arguments)
-coco_loader.transformed = hanging
+    return load_transformed(*arguments)
+coco_loader.load_transformed = hanging
 command_line.run(train_encoder.main)
 """
 

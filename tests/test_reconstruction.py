@@ -16,24 +16,24 @@ from training import checkpoints
 
 
 class Oracle(nn.Module):
-    """An autoencoder that knows its pictures; with normalised targets, as it would be asked for them."""
+    """An autoencoder that knows its pictures; with normalized targets, as it would be asked for them."""
 
     patch_size = 8
 
-    def __init__(self, normalised: bool, error: float = 0.0):
+    def __init__(self, normalized: bool, error: float = 0.0):
         super().__init__()
-        self.normalised, self.error = normalised, error
+        self.normalized, self.error = normalized, error
 
     def forward(self, pixels, kept):
         patches = patchify(pixels, self.patch_size) + self.error
-        if self.normalised:
+        if self.normalized:
             mean, deviation = patches.mean(dim=2, keepdim=True), patches.var(dim=2, keepdim=True).sqrt()
             return (patches - mean) / deviation
         return patches
 
 
-def reconstructor(model: nn.Module, normalised: bool = False) -> Reconstructor:
-    return Reconstructor(model, EvaluationTransform(32), 0.75, normalised, torch.device("cpu"))
+def reconstructor(model: nn.Module, normalized: bool = False) -> Reconstructor:
+    return Reconstructor(model, EvaluationTransform(32), 0.75, normalized, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def pictures() -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_a_perfect_model_gives_the_picture_back_also_from_normalised_targets(normalised, pictures):
-    shown = reconstructor(Oracle(normalised), normalised).reconstruct(pictures)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_perfect_model_gives_the_picture_back_also_from_normalized_targets(normalized, pictures):
+    shown = reconstructor(Oracle(normalized), normalized).reconstruct(pictures)
     for view in (shown.original, shown.filled, shown.full):
         assert (view.int() - pictures.int()).abs().max() <= 1
 

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.errors import UsageError
 from tests.training_cases import ROOT, state_of, train_captions, train_mae, write_config
-from training.epoch_log import Board
+from training.epoch_log import TensorBoardLog
 
 
 @pytest.fixture
@@ -88,5 +88,5 @@ def test_without_the_flag_nothing_of_it_is_imported():
 def test_without_tensorboard_the_flag_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match="--tensorboard: TensorBoard is not installed"):
-        Board(tmp_path)
+        TensorBoardLog(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -38,7 +38,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(CAPTIONS, 320)
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """The oracle: Unicode's own tables, as Python has them."""
     text = unicodedata.normalize("NFD", text).lower()
     text = "".join(sign for sign in text if unicodedata.category(sign) != "Mn")
@@ -60,13 +60,13 @@ def normalised(text: str) -> str:
 )
 def test_decode_gives_back_what_encode_was_given(tokenizer: Tokenizer, text: str) -> None:
     """Without a decoder, captions came back as "jo gg er running", and BLEU was scored on such pieces."""
-    assert tokenizer.decode(tokenizer.encode(text).ids) == normalised(text)
+    assert tokenizer.decode(tokenizer.encode(text).ids) == normalized(text)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=st.text())
 def test_every_string_survives(tokenizer: Tokenizer, text: str) -> None:
-    """Here the oracle is the tokenizer's own normaliser: versions of Unicode differ in rare letters."""
+    """Here the oracle is the tokenizer's own normalizer: versions of Unicode differ in rare letters."""
     assert tokenizer.decode(tokenizer.encode(text).ids) == tokenizer.normalizer.normalize_str(text)
 
 

@@ -13,7 +13,7 @@ from transformer_components import (
     StackConfig,
     TransformerDecoder,
     TransformerEncoder,
-    initialise,
+    initialize,
     sinusoids,
 )
 
@@ -143,7 +143,7 @@ def test_initial_weights_follow_the_table():
     module = nn.ModuleList([nn.Linear(200, 100), nn.LayerNorm(8), nn.Embedding(500, 64)])
     for parameter in module.parameters():
         nn.init.constant_(parameter, 7.0)
-    initialise(module)
+    initialize(module)
     linear, norm, embedding = module.requires_grad_(False)
     bound = math.sqrt(6 / (200 + 100))
     assert 0.98 * bound < linear.weight.abs().max() <= bound

@@ -65,7 +65,7 @@ def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
     parts.append(f"val {entry['val_loss']:.4f}")
     if entry.get("bleu4") is not None:
         parts.append(f"BLEU-4 {100 * entry['bleu4']:.2f}")
-    parts.append(f"rate {entry['learning_rate']:.1e}")
+    parts.append(f"lr {entry['learning_rate']:.1e}")
     parts.append(f"{entry['samples_per_second']:.0f} {unit}/s, {entry['seconds']:.0f} s")
     if entry["skipped_steps"]:
         parts.append(f"{entry['skipped_steps']} steps skipped")
@@ -74,12 +74,12 @@ def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
     return " | ".join(parts)
 
 
-def open_board(folder: Path, resume: Mapping[str, Any] | None) -> "Board":
+def open_board(folder: Path, resume: Mapping[str, Any] | None) -> "TensorBoardLog":
     """The board of a run in `folder` that starts anew, or goes on from the checkpoint `resume`."""
-    return Board(folder, resume["progress"]["epoch"] if resume else 0)
+    return TensorBoardLog(folder, resume["progress"]["epoch"] if resume else 0)
 
 
-class Board:
+class TensorBoardLog:
     """Writes one run's event files; its clock is the number of epochs completed.
 
     Args:

@@ -88,7 +88,7 @@ _counted: tuple[MutableSequence[int], int] | None = None  # in a worker: all wor
 
 
 class Loader(DataLoader):
-    """Batches of a data set that stands for an unreadable sample with the `RunError` it raised, as a value.
+    """A DataLoader whose data set returns a `RunError` in place of a sample it cannot read.
 
     As a context manager it ends its workers, which else live until the garbage is collected.
 
@@ -266,7 +266,7 @@ def prepare_worker(samples_read: MutableSequence[int], worker: int) -> None:
     """
     global _counted
     _counted = samples_read, worker
-    gc.freeze()  # a collection would write to all that it was born with, and so copy that memory
+    gc.freeze()  # a GC pass writes to inherited objects and breaks copy-on-write sharing
     leave_signals_to_main_process(worker)
 
 

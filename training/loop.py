@@ -170,11 +170,11 @@ class Trainer:
         loss_sum, weight_sum = distributed.total(sums).tolist()
         return {"val_loss": loss_sum / weight_sum if weight_sum else math.nan}
 
-    def complete(self, figures: dict[str, Any]) -> None:
+    def end_epoch(self, figures: dict[str, Any]) -> None:
         """Ends the epoch: enters its figures, saves, prunes, and writes the log."""
         progress = self.progress
         seconds = round(progress.seconds, 2)
-        progress.begin_epoch()
+        progress.finish_epoch()
         progress.history.append({"epoch": progress.epoch, **figures, "seconds": seconds})
         self.save()
         if distributed.is_main():
@@ -235,7 +235,7 @@ class Trainer:
         self._queue.append(Queued(number, [batch.image_ids for batch in micro_batches], report))
 
     def _read_reports(self, waiting: int) -> Report | None:
-        """Reads all reports but so many of the newest; returns the last one read."""
+        """Reads queued reports, leaving the newest `waiting` in the queue; returns the last one read."""
         report = None
         while len(self._queue) > waiting:
             queued = self._queue.popleft()

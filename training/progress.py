@@ -21,7 +21,7 @@ class Progress:
     seconds: float = 0.0  # spent training in the current epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch, as in log.jsonl
 
-    def begin_epoch(self) -> None:
+    def finish_epoch(self) -> None:
         """Counts the current epoch as completed."""
         self.epoch += 1
         self.trained = False

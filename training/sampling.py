@@ -126,7 +126,7 @@ class EpochSampler:
         self.epoch, self.start_step = epoch, start_step
         self.order = permutation(self.count, self.seed, epoch)
         if self.lengths is not None:
-            self.order = bucketed(self.order, self.lengths, self.batch_size, self.seed, epoch)
+            self.order = bucket_by_length(self.order, self.lengths, self.batch_size, self.seed, epoch)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """The `accumulation` micro-batches of this rank at one step of the epoch."""
@@ -166,7 +166,7 @@ class EvaluationSampler:
         return -(-len(self.indices) // self.batch_size)
 
 
-def bucketed(order: Tensor, lengths: Tensor, batch_size: int, *key: int) -> Tensor:
+def bucket_by_length(order: Tensor, lengths: Tensor, batch_size: int, *key: int) -> Tensor:
     """Regroups a random order into batches of like length, which come in random order themselves.
 
     A stretch of `BATCHES_SORTED_TOGETHER` batches is sorted by length, cut into batches, and these are

@@ -9,7 +9,7 @@ from transformer_components.beam_search import BeamSearchOptions, Hypothesis, be
 from transformer_components.decoder import DecoderLayer, TransformerDecoder
 from transformer_components.encoder import EncoderLayer, TransformerEncoder
 from transformer_components.encoder_decoder import TransformerEncoderDecoder, evaluating
-from transformer_components.initialisation import initialise, sinusoids
+from transformer_components.initialization import initialize, sinusoids
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.linear import Linear
 from transformer_components.stack_config import StackConfig
@@ -36,7 +36,7 @@ __all__ = [
     "beam_search",
     "causal_mask",
     "evaluating",
-    "initialise",
+    "initialize",
     "scaled_dot_product_attention",
     "sinusoids",
 ]

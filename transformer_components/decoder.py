@@ -6,7 +6,7 @@ Shapes: B sources, W beams of each source, T tokens, S source length, D hidden, 
 from torch import Tensor, nn
 
 from transformer_components.attention import MultiHeadAttention
-from transformer_components.initialisation import initialise
+from transformer_components.initialization import initialize
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.stack_config import StackConfig
 from transformer_components.sublayers import FeedForward, Residual, final_norm
@@ -58,7 +58,7 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config, memory_size) for _ in range(config.num_layers))
         self.final_norm = final_norm(config)
-        initialise(self)
+        initialize(self)
 
     def new_cache(self, memory: Tensor) -> DecoderCache:
         """An empty cache over memory (B, S, M), whose keys and values are computed here, once per source."""

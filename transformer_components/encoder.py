@@ -6,7 +6,7 @@ Shapes: B batch, S source length, D hidden.
 from torch import Tensor, nn
 
 from transformer_components.attention import MultiHeadAttention
-from transformer_components.initialisation import initialise
+from transformer_components.initialization import initialize
 from transformer_components.stack_config import StackConfig
 from transformer_components.sublayers import FeedForward, Residual, final_norm
 
@@ -40,7 +40,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.final_norm = final_norm(config)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings (B, S, D) to features (B, S, D); every position sees every other."""

@@ -44,5 +44,5 @@ class Residual(nn.Module):
 
 
 def final_norm(config: StackConfig) -> nn.Module:
-    """What a stack ends with: a LayerNorm if pre-norm, else nothing, for the last layer has normalised."""
+    """What a stack ends with: a LayerNorm if pre-norm, else nothing, for the last layer has normalized."""
     return nn.LayerNorm(config.hidden_size) if config.pre_norm else nn.Identity()

@@ -147,7 +147,7 @@ def loader(setting: Setting, paths: Mapping[str, Path], batch_size: int) -> Cont
         return lambda: [None for _ in batches]
 
     note = (
-        "COCO's own files, by Pillow, bicubic; it also normalises its batches, which ours does on the device"
+        "COCO's own files, by Pillow, bicubic; it also normalizes its batches, which ours does on the device"
     )
     return Contestant(NAME, build, note)
 

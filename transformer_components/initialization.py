@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Draws the initial weights of a module and all that is in it.
 
     | parameter                 | start                | why                                                |
@@ -14,7 +14,7 @@ def initialise(module: nn.Module) -> None:
     | weight of a projection    | Xavier uniform       | keeps the variance from layer to layer (Glorot and |
     |                           |                      | Bengio 2010); so do He et al. 2021, section A.1    |
     | bias of a projection      | 0                    | no preference                                      |
-    | scale, shift of LayerNorm | 1, 0                 | plain normalisation                                |
+    | scale, shift of LayerNorm | 1, 0                 | plain normalization                                |
     | embedding of width D      | normal, variance 1/D | variance 1 once multiplied by √D (Vaswani et al.   |
     |                           |                      | 2017, section 3.4), unit logits if tied            |
 

@@ -1,9 +1,10 @@
-"""How images get to a device fast enough: by the workers of a loader, or by a GPU's own JPEG engine."""
+"""How images get to a device fast enough: from memory, by a loader's workers, or by a GPU's JPEG engine."""
 
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,29 +12,70 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from benchmarks import loading
+from benchmarks import floor, loading, sizes, training
 from benchmarks.measuring import Contestant, Row, Setting, compare
 from coco.data import CocoData
-from coco_loader import get_coco_loader
+from coco_loader import ImageBatch, LoaderOptions, get_coco_loader
 from image_transforms import TrainingTransform
 from paths import locations
-from training.loading import share_of_cores
+from training.loading import Loader, share_of_cores
 from training.step import to_device
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """Whole photographs first, then the small images of a data root."""
+    """What matters most comes first: the whole loop of the first stage beside its steps alone."""
+    data = setting.data and CocoData(locations(setting.data))
+    if data:
+        yield from loops(setting, data)
     setting = replace(setting, repeats=2)  # a call takes a second
     if setting.pictures:
         yield from decoders(setting)
+    if data:
+        count = len(torch.load(data.paths["train_image_ids"], weights_only=True))
+        yield from loaders(setting, "a data root's small images", data, count)
+    if setting.pictures:
         with TemporaryDirectory() as folder:
             count = len(loading.files(setting)) if setting.quick else loading.MANY
-            own = loading.prepare(setting, Path(folder), count)[loading.OWN]
+            own = CocoData(loading.prepare(setting, Path(folder), count)[loading.OWN])
             yield from loaders(setting, "photographs", own, count)
-    if setting.data:
-        paths = locations(setting.data)
-        count = len(torch.load(paths["train_image_ids"], weights_only=True))
-        yield from loaders(setting, "a data root's small images", paths, count)
+
+
+def loops(setting: Setting, data: CocoData) -> list[Row]:
+    """Steps of the first stage with the loading of their batches, from memory and from files, and without."""
+    config = sizes.mae_config(setting)
+    count = 4 if setting.quick else config.batch_size
+    step = cache(partial(training.mae_step, setting, config, sizes.image_batch(setting, count)))  # one model
+
+    def loop(cached: bool) -> Callable[[], object]:
+        loader = loader_of(setting, data, count, share_of_cores(), cached)
+        return partial(step(), batches=endless(loader, count))
+
+    contestants = [
+        Contestant("from memory", lambda: loop(cached=True)),
+        Contestant("from files", lambda: loop(cached=False)),
+        Contestant("steps alone", step),
+    ]
+    return compare(
+        setting, "MAE loop, loading included", f"{count} images, {share_of_cores()} workers", "images/s",
+        count, contestants, floor.mae_step(config, count),
+    )  # fmt: skip
+
+
+def endless(loader: Loader, batch_size: int) -> Iterator[ImageBatch]:
+    """Full batches, one epoch after the other: a smaller one would have the model compiled anew."""
+    for epoch in itertools.count():
+        loader.batch_sampler.set_epoch(epoch)
+        yield from (batch for batch in loader if len(batch.image_ids) == batch_size)
+
+
+def loader_of(
+    setting: Setting, data: CocoData, batch_size: int, workers: int, cached: bool = False
+) -> Loader:
+    """The loader that train_encoder.py makes."""
+    return get_coco_loader(
+        "train", batch_size, TrainingTransform(sizes.mae_config(setting).image_size), workers,
+        mode="image_only", shuffle=True, data=data, options=LoaderOptions(cache_images=cached),
+    )  # fmt: skip
 
 
 def decoders(setting: Setting) -> list[Row]:
@@ -63,14 +105,18 @@ def engine(encoded: list[Tensor], device: torch.device, batch: int = 64) -> Call
     return lambda: [decode_jpeg(some, ImageReadMode.RGB, device=device) for some in batches]
 
 
-def loaders(setting: Setting, what: str, paths: dict[str, Path], count: int) -> Iterator[Row]:
+def loaders(setting: Setting, what: str, data: CocoData, count: int) -> Iterator[Row]:
     """Epochs of the first stage's loader, each batch brought to the device, by the number of workers."""
     cores = share_of_cores()
     for workers in sorted({0, min(8, cores), cores}):
         size = f"{count} images, {workers} workers"
         yield from compare(
             setting, f"loader, {what}", size, "images/s", min(count, limit(workers)),
-            [Contestant("ours", lambda workers=workers: epoch(setting, paths, workers))], warm_up=1,
+            [
+                Contestant("from files", lambda workers=workers: epoch(setting, data, workers, cached=False)),
+                Contestant("from memory", lambda workers=workers: epoch(setting, data, workers, cached=True)),
+            ],
+            warm_up=1,
         )  # fmt: skip
 
 
@@ -79,17 +125,9 @@ def limit(workers: int) -> int:
     return 512 * max(1, workers)
 
 
-def epoch(setting: Setting, paths: dict[str, Path], workers: int) -> Callable[[], object]:
+def epoch(setting: Setting, data: CocoData, workers: int, cached: bool) -> Callable[[], object]:
     """As much of an epoch as `limit` says."""
-    loader = get_coco_loader(
-        "train",
-        loading.BATCH,
-        TrainingTransform(),
-        workers,
-        mode="image_only",
-        shuffle=True,
-        data=CocoData(paths),
-    )
+    loader = loader_of(setting, data, loading.BATCH, workers, cached)
 
     def run() -> None:
         seen = 0

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 
 import torch
 from torch import nn
@@ -139,9 +140,10 @@ def step(
     setting: Setting, network: nn.Module, loss_fn: LossFunction, optimizer: torch.optim.Optimizer,
     config: TrainingConfig, batch: ImageBatch | CaptionBatch,
 ) -> Callable[..., object]:  # fmt: skip
-    """One optimizer step after the other on the same batch, as a function of one argument.
+    """One optimizer step after the other, as a function of two arguments, which both may be left out.
 
-    That is the `lag`: after how many more steps a step's report is read; by default as in `Trainer`.
+    They are the `lag`, after how many more steps a step's report is read, by default as in `Trainer`; and
+    where batches come from, by default the same one again and again.
     """
     count = len(batch.images)
     config = replace(config, batch_size=count)
@@ -149,8 +151,8 @@ def step(
     plan = [MicroBatch(list(range(count)), real=True)]
     queue: deque[PendingReport] = deque()
 
-    def run(lag: int = int(setting.on_gpu)) -> None:
-        queue.append(stepper.step(network, [batch], plan, config.seed, epochs=0.0))
+    def run(lag: int = int(setting.on_gpu), batches: Iterator[ImageBatch] = repeat(batch)) -> None:  # noqa: B008
+        queue.append(stepper.step(network, [next(batches)], plan, config.seed, epochs=0.0))
         while len(queue) > lag:
             queue.popleft().read()
 

@@ -12,9 +12,8 @@ from transformer_components.encoder_decoder import TransformerEncoderDecoder, ev
 from transformer_components.initialization import initialize, sinusoids
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.linear import Linear
-from transformer_components.stack_config import StackConfig
 from transformer_components.static_decoding import StaticCache, StaticDecoding
-from transformer_components.sublayers import FeedForward, Residual
+from transformer_components.sublayers import FeedForward, Residual, StackConfig
 
 __all__ = [
     "BeamSearchOptions",

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from transformer_components.attention import MultiHeadAttention
 from transformer_components.initialization import initialize
-from transformer_components.stack_config import StackConfig
-from transformer_components.sublayers import FeedForward, Residual, final_norm
+from transformer_components.sublayers import FeedForward, Residual, StackConfig, final_norm
 
 
 class EncoderLayer(nn.Module):

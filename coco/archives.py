@@ -229,8 +229,8 @@ def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:
 def _check_overlaps(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     """Members that share bytes are how a small archive becomes a large one without a large ratio.
 
-    zipfile refuses them itself from Python 3.11.8 on, but only when such a member is opened: others are written
-    by then, and older Pythons are supported.
+    zipfile refuses them itself from Python 3.11.8 on, but only when such a member is opened: others are
+    written by then, and older Pythons are supported.
     """
     end, last = 0, ""
     for member in sorted(members, key=lambda member: member.header_offset):

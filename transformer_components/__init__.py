@@ -9,11 +9,10 @@ from transformer_components.beam_search import BeamSearchOptions, Hypothesis, be
 from transformer_components.decoder import DecoderLayer, TransformerDecoder
 from transformer_components.encoder import EncoderLayer, TransformerEncoder
 from transformer_components.encoder_decoder import TransformerEncoderDecoder, evaluating
-from transformer_components.initialization import initialize, sinusoids
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.linear import Linear
 from transformer_components.static_decoding import StaticCache, StaticDecoding
-from transformer_components.sublayers import FeedForward, Residual, StackConfig
+from transformer_components.sublayers import FeedForward, Residual, StackConfig, initialize, sinusoids
 
 __all__ = [
     "BeamSearchOptions",

@@ -6,9 +6,8 @@ Shapes: B sources, W beams of each source, T tokens, S source length, D hidden, 
 from torch import Tensor, nn
 
 from transformer_components.attention import MultiHeadAttention
-from transformer_components.initialization import initialize
 from transformer_components.kv_cache import DecoderCache, LayerCache
-from transformer_components.sublayers import FeedForward, Residual, StackConfig, final_norm
+from transformer_components.sublayers import FeedForward, Residual, StackConfig, final_norm, initialize
 
 
 class DecoderLayer(nn.Module):

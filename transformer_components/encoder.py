@@ -6,8 +6,7 @@ Shapes: B batch, S source length, D hidden.
 from torch import Tensor, nn
 
 from transformer_components.attention import MultiHeadAttention
-from transformer_components.initialization import initialize
-from transformer_components.sublayers import FeedForward, Residual, StackConfig, final_norm
+from transformer_components.sublayers import FeedForward, Residual, StackConfig, final_norm, initialize
 
 
 class EncoderLayer(nn.Module):

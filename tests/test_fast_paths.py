@@ -24,7 +24,7 @@ def test_linear_with_few_rows_equals_torchs(shape):
     assert actual.is_contiguous()
 
 
-def test_linear_turns_around_only_for_few_rows_and_without_gradients(monkeypatch):
+def test_linear_turns_around_only_for_few_rows_in_float32_and_without_gradients(monkeypatch):
     turned = []
     real = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda *factors: turned.append(factors) or real(*factors))
@@ -33,6 +33,8 @@ def test_linear_turns_around_only_for_few_rows_and_without_gradients(monkeypatch
     assert layer.weight.grad.abs().sum() > 0
     with torch.no_grad():
         layer(torch.randn(FEW_ROWS + 1, 7))
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(torch.randn(FEW_ROWS, 7))
         assert not turned
         layer(torch.randn(FEW_ROWS, 7))
     assert len(turned) == 1

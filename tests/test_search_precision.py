@@ -1,7 +1,10 @@
 """A search under autocast sorts logits in float32; training projects in the format of autocast."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.devices import autocast
 from tests.captioner_cases import random_model
@@ -46,3 +49,27 @@ def test_training_under_autocast_projects_in_bfloat16_as_before():
     with autocast(CPU, torch.bfloat16):
         logits = model(torch.randn(2, 3, 32, 32), torch.randint(50, (2, 9)))
     assert logits.dtype is torch.bfloat16
+
+
+class Casts(TorchDispatchMode):
+    """Counts what is cast to bfloat16, by shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if function is torch.ops.aten._to_copy.default and result.dtype is torch.bfloat16:
+            self.shapes[tuple(result.shape)] += 1
+        return result
+
+
+def test_a_search_casts_each_weight_once_and_not_for_each_token():
+    """In inference mode autocast keeps no casts, and they were 45 % of a search on a CPU."""
+    model = random_model(50, 12).eval()
+    options = BeamSearchOptions(10, 3)
+    with Casts() as casts, autocast(CPU, torch.bfloat16):
+        model.generate(torch.randn(2, 3, 32, 32), options, 1, 2)
+    layers = len(model.encoder.transformer.layers) + len(model.decoder.transformer.layers)
+    assert casts.shapes[32, 16] == casts.shapes[16, 32] == layers  # those of the feed-forward layers

@@ -38,7 +38,7 @@ class TransformerEncoderDecoder(nn.Module):
         """
         return self.decoder(tokens, self.encoder(source), cross_weights=cross_weights)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would cast all weights anew for every token
     def generate(
         self,
         source: Tensor | None,

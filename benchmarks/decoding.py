@@ -26,12 +26,12 @@ def rows(setting: Setting) -> Iterator[Row]:
     config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
     count, length = (64 if setting.on_gpu else 8), config.context_length
     images = sizes.random_images(setting, count)
-    work = (setting, config, mae, images, length, BEAMS)
-    contestants = [Contestant("ours", lambda: beam_search(*work))]
+    work = (config, mae, images, length, BEAMS)
+    contestants = [Contestant("ours", lambda: beam_search(setting, *work))]
     if setting.original:
-        contestants.append(original.beam_search(*work))
+        contestants += original.in_each_precision(setting, lambda chosen: original.beam_search(chosen, *work))
     if setting.transformers:
-        contestants.append(huggingface.beam_search(*work))
+        contestants.append(huggingface.beam_search(setting, *work))
     yield from compare(
         setting, WHAT, f"{count} images, {BEAMS} beams, {length} tokens", "images/s", count, contestants,
         floor.beam_search(config, mae, count, length, BEAMS),

@@ -4,6 +4,7 @@
     python benchmarks/run.py --only decoding                    one subject; the file keeps the others
     python benchmarks/run.py --only steps search                beside the table: ways to step, to search
     python benchmarks/run.py --only loading --pictures DIR      photographs, if COCO's are not there
+    python benchmarks/run.py --device cpu --precision float32   as on a CPU without units for bfloat16
     python benchmarks/run.py --curves                           ours alone: cost against batch, length, beams
     python benchmarks/run.py --quick                            toys: does everything run?
 
@@ -50,6 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="ROOT", help="a processed data root to train on")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="this device alone")
+    parser.add_argument(
+        "--precision", choices=("auto", *devices.PRECISIONS), default="auto", help="of all (default: auto)"
+    )
     parser.add_argument("--curves", action="store_true", help="the curves instead of the table")
     parser.add_argument("--quick", action="store_true", help="toys, to see whether everything runs")
     parser.add_argument(
@@ -80,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
-    """The CPU in float32, and the GPU in the precision that training takes there."""
+    """The CPU and the GPU, each in the precision that training takes there, or in the one named."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU here")
     found = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -88,7 +92,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     return [
         Setting(
             device,
-            devices.choose_precision("auto", device),
+            devices.choose_precision(options.precision, device),
             options.repeats,
             options.quick,
             options.original,

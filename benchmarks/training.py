@@ -40,11 +40,13 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def mae_rows(setting: Setting) -> list[Row]:
-    config, count = sizes.mae_config(setting), 64 if setting.on_gpu else 8
+    config, count = sizes.mae_config(setting), 64 if setting.on_gpu else 16
     batch = sizes.image_batch(setting, count)
     contestants = [Contestant("ours", lambda: mae_step(setting, config, batch))]
     if setting.original:
-        contestants.append(original.mae_step(setting, config, batch))
+        contestants += original.in_each_precision(
+            setting, lambda chosen: original.mae_step(chosen, config, batch)
+        )
     if setting.transformers:
         contestants.append(huggingface.mae_step(setting, config, batch))
     return compare(
@@ -61,7 +63,9 @@ def captioner_rows(setting: Setting, all_learn: bool) -> list[Row]:
     contestants = [Contestant("ours", lambda: captioner_step(setting, config, mae, batch, all_learn))]
     if setting.original:
         one_by_one = batch._replace(images=batch.images.repeat_interleave(CAPTIONS, dim=0))
-        contestants.append(original.captioner_step(setting, config, mae, one_by_one, all_learn))
+        contestants += original.in_each_precision(
+            setting, lambda chosen: original.captioner_step(chosen, config, mae, one_by_one, all_learn)
+        )
     return compare(
         setting,
         f"captioner step, {'all layers learn' if all_learn else 'encoder frozen'}",

@@ -7,8 +7,8 @@ or from that package's wheel, if one lies in DIR.
 Its training steps stand in the bodies of scripts that start at once, so here they are put together anew from
 its parts: the same operations in the same order.  What differs from its scripts:
 
-- The precision is that of the table.  Its scripts ask for autocast without naming a type, which on a CPU is
-  bfloat16 and many times slower.
+- The precision is that of the table, and on a CPU float32 besides.  Its scripts ask for autocast without
+  naming a type, which on a CPU is bfloat16, also where that is many times slower.
 - Pictures lie ready on the device; only `loader` reads files.
 - It generates in evaluation mode and without gradients; its own call does neither, and then keeps a graph of
   60 steps.
@@ -20,6 +20,7 @@ seen; that is wrong but costs the same, and so it stays.
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +54,15 @@ def load(directory: Path, name: str) -> ModuleType:
         for other in names:
             sys.modules.pop(other, None)
         sys.modules.update(ours)
+
+
+def in_each_precision(setting: Setting, make: Callable[[Setting], Contestant]) -> list[Contestant]:
+    """What `make` gives for the table's precision and, on a CPU, for float32 if that is another."""
+    found = [make(setting)]
+    if not setting.on_gpu and setting.precision is not torch.float32:
+        exact = make(replace(setting, precision=torch.float32))
+        found.append(replace(exact, name=f"{exact.name}, float32"))
+    return found
 
 
 def mae_step(setting: Setting, config: MaeConfig, batch: ImageBatch) -> Contestant:

@@ -1,7 +1,7 @@
 """A transformer written by hand: attention, stacks, KV cache and beam search.
 
 It knows nothing of images or captions.  Read in this order: attention, sublayers, encoder, kv_cache, decoder,
-beam_search, encoder_decoder, static_decoding.
+beam_search, sampling, encoder_decoder, static_decoding.
 """
 
 from transformer_components.attention import MultiHeadAttention, causal_mask, scaled_dot_product_attention
@@ -11,6 +11,7 @@ from transformer_components.encoder import EncoderLayer, TransformerEncoder
 from transformer_components.encoder_decoder import TransformerEncoderDecoder, evaluating
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.linear import Linear
+from transformer_components.sampling import draw, sample
 from transformer_components.static_decoding import StaticCache, StaticDecoding
 from transformer_components.sublayers import FeedForward, Residual, StackConfig, initialize, sinusoids
 
@@ -33,8 +34,10 @@ __all__ = [
     "TransformerEncoderDecoder",
     "beam_search",
     "causal_mask",
+    "draw",
     "evaluating",
     "initialize",
+    "sample",
     "scaled_dot_product_attention",
     "sinusoids",
 ]

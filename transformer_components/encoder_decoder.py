@@ -3,15 +3,18 @@
 Shapes: B sources, W beams, T tokens, S source length, M memory width, V vocabulary, H heads.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from transformer_components.beam_search import BeamSearchOptions, Hypothesis, beam_search
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis, Step, beam_search
+from transformer_components.sampling import sample
 from transformer_components.static_decoding import EXECUTIONS, Execution, StaticDecoding
+
+Found = TypeVar("Found")
 
 
 class TransformerEncoderDecoder(nn.Module):
@@ -68,27 +71,81 @@ class TransformerEncoderDecoder(nn.Module):
         """
         if (source is None) == (memory is None):
             raise ValueError("generate takes either source or memory")
-        if options.max_length > self.decoder.context_length:
-            limit = self.decoder.context_length
-            raise ValueError(f"max_length {options.max_length} is more than the decoder's context of {limit}")
+        self._require_context(options.max_length)
         with evaluating(self):
             memory = self.encoder(source) if memory is None else memory  # (B, S, M)
             search = (options, start_token, end_token, forbidden_tokens)
-            if execution == "auto":
-                execution = EXECUTIONS.get(memory.device.type, "eager")
-            if execution != "eager" and len(memory) > 0:
-                try:
-                    return self.static_decoding.search(self.decoder, memory, *search, execution)
-                except torch.OutOfMemoryError:
-                    self.static_decoding.release()  # sources that leave, as below, leave room
-            cache = self.decoder.new_cache(memory)
+            return self._decode(
+                memory,
+                execution,
+                lambda way: self.static_decoding.search(self.decoder, memory, *search, way),
+                lambda step: beam_search(step, len(memory), *search, memory.device),
+            )
 
-            def step(tokens: Tensor, rows: Tensor) -> Tensor:
-                cache.reorder(rows)
-                logits = self.decoder(tokens.reshape(-1, 1), memory=None, cache=cache)  # (B·W, 1, V)
-                return logits.view(*tokens.shape, -1)  # (B, W, V)
+    @torch.no_grad()
+    def sample(
+        self,
+        memory: Tensor,
+        uniform: Tensor,
+        start_token: int,
+        end_token: int,
+        forbidden_tokens: Collection[int] = (),
+        execution: Execution | Literal["auto"] = "auto",
+    ) -> Tensor:
+        """Draws W outputs of each source, as likely as the model says; tracks no gradient, drops nothing out.
 
-            return beam_search(step, len(memory), *search, memory.device)
+        Args:
+            memory: (B, S, M) the encoder's output.
+            uniform: (B, W, L) in [0, 1): the randomness, a number for each token.
+            start_token: what every output begins with; not part of a sample.
+            end_token: what ends it.
+            forbidden_tokens: what no output may hold, such as padding.
+            execution: as for `generate`.
+
+        Returns:
+            (B, W, L) int64; from the first end token on there are only such.
+
+        Raises:
+            ValueError: L above the decoder's context.
+        """
+        self._require_context(uniform.shape[2])
+        arguments = (uniform, start_token, end_token, forbidden_tokens)
+        with evaluating(self):
+            return self._decode(
+                memory,
+                execution,
+                lambda way: self.static_decoding.sample(self.decoder, memory, *arguments, way),
+                lambda step: sample(step, *arguments),
+            )
+
+    def _require_context(self, max_length: int) -> None:
+        if max_length > self.decoder.context_length:
+            limit = self.decoder.context_length
+            raise ValueError(f"max_length {max_length} is more than the decoder's context of {limit}")
+
+    def _decode(
+        self,
+        memory: Tensor,
+        execution: Execution | Literal["auto"],
+        static: Callable[[Execution], Found],
+        eager: Callable[[Step], Found],
+    ) -> Found:
+        """Decodes in one of two ways: in steps of one shape, or of shapes that shrink and grow."""
+        if execution == "auto":
+            execution = EXECUTIONS.get(memory.device.type, "eager")
+        if execution != "eager" and len(memory) > 0:
+            try:
+                return static(execution)
+            except torch.OutOfMemoryError:
+                self.static_decoding.release()  # sources that leave, as below, leave room
+        cache = self.decoder.new_cache(memory)
+
+        def step(tokens: Tensor, rows: Tensor) -> Tensor:
+            cache.reorder(rows)
+            logits = self.decoder(tokens.reshape(-1, 1), memory=None, cache=cache)  # (B·W, 1, V)
+            return logits.view(*tokens.shape, -1)  # (B, W, V)
+
+        return eager(step)
 
 
 @contextmanager

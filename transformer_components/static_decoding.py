@@ -31,7 +31,7 @@ from transformer_components.beam_search import (
     hypotheses_of,
 )
 from transformer_components.decoder import DecoderLayer
-from transformer_components.kv_cache import DecoderCache
+from transformer_components.sampling import draw
 
 # How the steps of a decoding are run.  eager: as they come, with shapes that shrink and grow.  static: in
 # fixed shapes, one kernel after the other.  graphs: these recorded and replayed.  compiled: by torch.compile
@@ -162,6 +162,39 @@ class BeamWriter:
         return parents
 
 
+class SampleWriter:
+    """Multinomial sampling, see `sample`; `uniform` (B, W, L) is to be filled before each decoding."""
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        start_token: int,
+        end_token: int,
+        forbidden_tokens: Collection[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.start_token, self.end_token = start_token, end_token
+        self.forbidden = torch.tensor(list(forbidden_tokens), dtype=torch.long, device=device)
+        self.uniform = torch.zeros(shape, dtype=dtype, device=device)
+        self.tokens = torch.full(shape, end_token, device=device)  # (B, W, L)
+        self.last = torch.full(shape[:2], start_token, device=device)
+        self.finished = torch.zeros(shape[:2], dtype=torch.bool, device=device)
+
+    def start(self, sources: int) -> None:
+        self.tokens.fill_(self.end_token)
+        self.last.fill_(self.start_token)
+        self.finished.fill_(False)
+        self.finished[sources:] = True
+
+    def write(self, logits: Tensor, position: Tensor) -> None:
+        logits = logits.index_fill(2, self.forbidden, float("-inf"))
+        uniform = self.uniform.index_select(2, position).squeeze(2)
+        self.last.copy_(draw(logits, uniform).masked_fill(self.finished, self.end_token))
+        self.tokens.index_copy_(2, position, self.last[:, :, None])
+        self.finished.copy_(self.last == self.end_token)
+
+
 class Plan:
     """The buffers of decodings of one shape, the step on them, and on a GPU its recordings."""
 
@@ -273,35 +306,58 @@ class StaticDecoding:
         execution: Execution,
     ) -> list[list[Hypothesis]]:
         """As `beam_search`, over memory (B, S, D) of at least one source."""
-        cache = decoder.new_cache(memory)
         key = (options, start_token, end_token, tuple(forbidden_tokens))
 
         def new_writer(dtype: torch.dtype) -> BeamWriter:
             return BeamWriter(len(memory), *key, dtype, memory.device)
 
-        writer = self._decode(decoder, cache, new_writer, options.max_length, key, execution)
-        return hypotheses_of(writer.beams.select(list(range(len(memory)))), options)
+        memory_keys_values = _projected(decoder, memory)
+        plan = self._fitting_plan(decoder, memory_keys_values, new_writer, options.max_length, execution, key)
+        plan.run(decoder, memory_keys_values)
+        return hypotheses_of(plan.writer.beams.select(list(range(len(memory)))), options)
 
-    def _decode(
+    def sample(
         self,
         decoder: nn.Module,
-        cache: DecoderCache,
+        memory: Tensor,
+        uniform: Tensor,
+        start_token: int,
+        end_token: int,
+        forbidden_tokens: Collection[int],
+        execution: Execution,
+    ) -> Tensor:
+        """As `sampling.sample`, over memory (B, S, D) of at least one source."""
+        tokens = (start_token, end_token, tuple(forbidden_tokens))
+
+        def new_writer(_: torch.dtype) -> SampleWriter:
+            return SampleWriter(uniform.shape, *tokens, uniform.dtype, memory.device)
+
+        memory_keys_values = _projected(decoder, memory)
+        key = (*tokens, *uniform.shape[1:], uniform.dtype)
+        plan = self._fitting_plan(decoder, memory_keys_values, new_writer, uniform.shape[2], execution, key)
+        plan.writer.uniform[: len(uniform)].copy_(uniform)
+        plan.run(decoder, memory_keys_values)
+        return plan.writer.tokens[: len(uniform)].clone()
+
+    def _fitting_plan(
+        self,
+        decoder: nn.Module,
+        memory: MemoryKeysValues,
         new_writer: Callable[[torch.dtype], Writer],
         max_length: int,
-        key: tuple,
         execution: Execution,
-    ) -> Writer:
-        """Decodes by the plan that is there, if it fits, or by a new one in its place.
+        key: tuple,
+    ) -> Plan:
+        """The plan that is there, if it fits, or a new one in its place.
 
         Args:
             decoder: the model's.
-            cache: of the sources, empty.
+            memory: of the sources.
             new_writer: makes the writer, given the format of the logits.
             max_length: L.
-            key: what the plan depends on besides shapes and formats.
             execution: how to run the steps.
+            key: what the writer depends on besides.
         """
-        memory = [layer.memory for layer in cache.layers]
         keys, _ = memory[0]
         formats = (tuple(p.dtype for p in decoder.parameters()), keys.dtype, keys.device, keys.shape[1:])
         key = (key, max_length, execution, *formats)
@@ -314,8 +370,11 @@ class StaticDecoding:
                 dtype = next(decoder.parameters()).dtype
                 self._plan = Plan(decoder, memory, new_writer(dtype), max_length, execution)
             self._key = key
-        self._plan.run(decoder, memory)
-        return self._plan.writer
+        return self._plan
+
+
+def _projected(decoder: nn.Module, memory: Tensor) -> MemoryKeysValues:
+    return [layer.memory for layer in decoder.new_cache(memory).layers]
 
 
 def _copy_for_decoding(decoder: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -223,7 +223,7 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class _Vector:
+class CiderVector:
     """A caption as CIDEr sees it: n-grams weigh by how often it says them and how rarely other images' do."""
 
     weights: dict[tuple[str, ...], float]
@@ -231,26 +231,44 @@ class _Vector:
     length: int  # in words
 
 
-def _cider(hypotheses: list[list[str]], references: list[list[list[str]]]) -> list[float]:
-    """CIDEr-D of each image: mean similarity to its references, over all orders, times 10."""
-    reference_counts = [[_count_ngrams(words) for words in captions] for captions in references]
-    images_with = Counter(ngram for counts in reference_counts for ngram in set().union(*counts))
-    log_images = math.log(len(references))
-    rarity = {ngram: log_images - math.log(images) for ngram, images in images_with.items()}
+class Cider:
+    """CIDEr-D with the word weights of some images: an n-gram weighs by how few of them have it.
 
-    def vector(counts: Counts) -> _Vector:
-        weights = {ngram: count * rarity.get(ngram, log_images) for ngram, count in counts.items()}
+    Args:
+        references: of each image, its captions as lists of words.
+    """
+
+    def __init__(self, references: Iterable[list[list[str]]]):
+        images_with, images = Counter(), 0
+        for captions in references:
+            images_with.update(set().union(*map(_count_ngrams, captions)))
+            images += 1
+        self._log_images = math.log(images)
+        self._rarity = {ngram: self._log_images - math.log(count) for ngram, count in images_with.items()}
+
+    def vector(self, words: list[str]) -> CiderVector:
+        """A caption, ready to be compared with others."""
+        counts = _count_ngrams(words)
+        unseen = self._log_images
+        weights = {ngram: count * self._rarity.get(ngram, unseen) for ngram, count in counts.items()}
         squares = [0.0] * len(ORDERS)
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight * weight
-        length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
-        return _Vector(weights, [math.sqrt(square) for square in squares], length)
+        return CiderVector(weights, [math.sqrt(square) for square in squares], len(words))
 
-    scores = []
-    for words, counts in zip(hypotheses, reference_counts):
-        hypothesis = vector(_count_ngrams(words))
-        scores.append(10 * sum(_similarity(hypothesis, vector(c)) for c in counts) / len(counts))
-    return scores
+    @staticmethod
+    def score(hypothesis: CiderVector, references: list[CiderVector]) -> float:
+        """Mean similarity of a caption to the references of its image, over all orders, times 10."""
+        return 10 * sum(_similarity(hypothesis, reference) for reference in references) / len(references)
+
+
+def _cider(hypotheses: list[list[str]], references: list[list[list[str]]]) -> list[float]:
+    """CIDEr-D of each image, with the word weights of these images."""
+    cider = Cider(references)
+    return [
+        cider.score(cider.vector(words), [cider.vector(reference) for reference in captions])
+        for words, captions in zip(hypotheses, references)
+    ]
 
 
 def _count_ngrams(words: list[str]) -> Counts:
@@ -260,7 +278,7 @@ def _count_ngrams(words: list[str]) -> Counts:
     return counts
 
 
-def _similarity(hypothesis: _Vector, reference: _Vector) -> float:
+def _similarity(hypothesis: CiderVector, reference: CiderVector) -> float:
     """Cosine, averaged over orders; words beyond the reference's own gain nothing, another length loses."""
     products = [0.0] * len(ORDERS)
     for ngram, weight in hypothesis.weights.items():

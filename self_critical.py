@@ -1,0 +1,211 @@
+"""The self-critical stage: a trained captioner learns from what its own captions score (Rennie et al. 2017).
+
+    python train_captioner.py --self-critical -c last
+
+Of each image it draws some captions, scores each with CIDEr-D, and makes those likelier that score above the
+others of the same image (Luo 2020, arXiv:2003.09971).  The loss is the negative mean reward; its gradient is
+estimated by the score function (Williams 1992):
+
+    ∇ E[r] = E[(r - b) ∇ log p(caption)],    b: the mean reward of the image's other samples
+
+Shapes: B images, W samples of each, L context length, T tokens of the longest sample, V vocabulary.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner import Captioner
+from coco.tokenizer import EOS, PAD, SOS, UNK
+from image_transforms import normalize
+from scoring.metrics import Cider, ptb_tokenize
+from support import distributed
+from training.randomness import hashed_noise
+from transformer_components import TransformerEncoderDecoder, evaluating
+
+
+class CiderReward:
+    """CIDEr-D of sampled captions, with the word weights of the training captions.
+
+    The end token counts as a word, of references and of samples that have one.  Without it a caption that
+    breaks off ("a man with a") loses nothing, and that is what a model then learns to write.
+
+    Args:
+        training: (image id, captions) of the training images: references and word weights.
+        others: the same of images whose samples are only scored.
+        tokenizer: makes words of the samples' tokens.
+    """
+
+    def __init__(
+        self,
+        training: Iterable[tuple[int, list[str]]],
+        others: Iterable[tuple[int, list[str]]],
+        tokenizer: Tokenizer,
+    ):
+        self.tokenizer, self.end_token = tokenizer, tokenizer.token_to_id(EOS)
+        self.references = {image_id: ptb_tokenize(captions) for image_id, captions in training}
+        self.cider = Cider(
+            [with_end(caption) for caption in captions] for captions in self.references.values()
+        )
+        self.references |= {image_id: ptb_tokenize(captions) for image_id, captions in others}
+
+    def __call__(self, image_ids: list[int], samples: list[list[list[int]]]) -> list[list[float]]:
+        """The reward of each sample, W token lists of each image.
+
+        An image without references, such as one that could not be read, gives 0.
+        """
+        return [self._of_image(*image) for image in zip(image_ids, samples)]
+
+    def _of_image(self, image_id: int, samples: list[list[int]]) -> list[float]:
+        captions = self.references.get(image_id)
+        if not captions:
+            return [0.0] * len(samples)
+        references = [self.cider.vector(with_end(caption)) for caption in captions]
+        rewards: dict[tuple[int, ...], float] = {}  # samples are often equal
+        for sample in map(tuple, samples):
+            if sample not in rewards:
+                vector = self.cider.vector(self.words(sample))
+                rewards[sample] = self.cider.score(vector, references)
+        return [rewards[tuple(sample)] for sample in samples]
+
+    def words(self, sample: Iterable[int]) -> list[str]:
+        """The words of a sample, and the end token if it has one."""
+        sample = list(sample)
+        (caption,) = ptb_tokenize([self.tokenizer.decode(sample)])
+        return with_end(caption) if self.end_token in sample else caption.split()
+
+
+def with_end(caption: str) -> list[str]:
+    return [*caption.split(), EOS]
+
+
+class Images(NamedTuple):
+    """What the loss needs of a batch; others may hold more."""
+
+    images: Tensor  # (B, 3, H, W) uint8
+    image_ids: Tensor  # (B,)
+    seeds: Tensor  # (B,) int64
+
+
+class SelfCritical:
+    """The stage's loss function, `loss(network, batch)`, and its gauges.
+
+    Args:
+        captioner: whose model learns.
+        reward: what its captions are worth.
+        num_samples: W, captions drawn of each image, at least 2.
+    """
+
+    def __init__(self, captioner: Captioner, reward: CiderReward, num_samples: int):
+        self.captioner, self.reward, self.num_samples = captioner, reward, num_samples
+        self.start_token, self.end_token, *self.forbidden = map(
+            captioner.tokenizer.token_to_id, (SOS, EOS, SOS, PAD, UNK)
+        )
+        self._reset()
+
+    def loss(self, network: nn.Module, batch: Images) -> tuple[Tensor, Tensor]:
+        """The negative mean reward, with the gradient that the samples estimate.
+
+        Dropout is off, in sampling as in learning: the gradient is that of the policy that drew the samples.
+
+        Args:
+            network: the model, compiled or distributed or neither.
+            batch: the images; their seeds are all that is random about the samples.
+
+        Returns:
+            The loss, and how many samples it is over.
+        """
+        model = self.captioner.model
+        images = normalize(batch.images)
+        with evaluating(model):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and network is model):
+                memory = model.encoder(images)  # (B, S, D)
+            samples = self.sample(model, memory.detach(), batch.seeds)  # (B, W, L)
+            on_host = samples.cpu()  # the one place that waits for the device
+            length = int(lengths_of(on_host, self.end_token).max())
+            # Encoded once, where nothing but the model itself must see the pass.
+            memory = memory if network is model else None
+            log_probability = self.log_probability(network, images, samples[:, :, :length], memory)  # (B, W)
+        # A GPU works on that pass while the rewards are computed here.
+        tokens = self.without_padding(on_host)
+        rewards = torch.tensor(self.reward(batch.image_ids.tolist(), tokens)).to(images.device)  # (B, W)
+        if not torch.is_grad_enabled():
+            self._count(tokens)
+        surrogate = -(advantages(rewards) * log_probability).mean()
+        # Its value means nothing, its gradient is the estimate; the other way round with the mean reward.
+        return surrogate - surrogate.detach() - rewards.mean(), torch.full_like(rewards, 1).sum()
+
+    def sample(self, model: TransformerEncoderDecoder, memory: Tensor, seeds: Tensor) -> Tensor:
+        """Captions (B, W, L) of the images with these features; the same seeds give the same."""
+        shape = len(seeds), self.num_samples, self.captioner.options.max_length
+        noise = hashed_noise(seeds, shape[1] * shape[2]).view(shape)
+        uniform = ((noise >> 40) & 0xFFFFFF).float() / 2**24  # 24 bits, what float32 holds
+        return model.sample(memory, uniform, self.start_token, self.end_token, self.forbidden)
+
+    def log_probability(
+        self, network: nn.Module, images: Tensor, samples: Tensor, memory: Tensor | None = None
+    ) -> Tensor:
+        """What the model gives each sample as a whole, with gradients: (B, W) from samples (B, W, T).
+
+        Args:
+            network: as for `loss`.
+            images: (B, 3, H, W), normalized.
+            samples: from `sample`.
+            memory: (B, S, D), if the images are encoded already.
+        """
+        labels = samples.flatten(0, 1)  # (B·W, T)
+        inputs = F.pad(labels[:, :-1], (1, 0), value=self.start_token)
+        if memory is None:
+            logits = network(images, inputs)  # (B·W, T, V)
+        else:
+            logits = self.captioner.model.decoder(inputs, memory)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        forbidden = torch.tensor(self.forbidden, device=logits.device)
+        logits = logits.index_fill(2, forbidden, float("-inf"))  # as they were when the samples were drawn
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(samples)
+        written = torch.arange(samples.shape[2], device=samples.device) < lengths_of(samples, self.end_token)
+        return -(losses * written).sum(dim=2)
+
+    def without_padding(self, samples: Tensor) -> list[list[list[int]]]:
+        """The token lists of samples (B, W, L), each to its end token or to the last."""
+        lengths = lengths_of(samples, self.end_token).squeeze(2).tolist()
+        return [
+            [tokens[:length] for tokens, length in zip(*image)] for image in zip(samples.tolist(), lengths)
+        ]
+
+    def figures(self) -> dict[str, float]:
+        """The gauges of the validation that has just been, over all processes.
+
+        Returns:
+            `distinct_samples`: share of an image's samples that differ from those before them, 1 at best; it
+            falls as the model becomes sure of one caption.  `ended_samples`: share that ends by itself.
+        """
+        counts = torch.tensor([self._samples, self._distinct, self._ended], dtype=torch.float64)
+        samples, distinct, ended = distributed.total(counts.to(self.captioner.device)).tolist()
+        self._reset()
+        return {"distinct_samples": distinct / max(samples, 1), "ended_samples": ended / max(samples, 1)}
+
+    def _count(self, samples: list[list[list[int]]]) -> None:
+        for of_image in samples:
+            self._samples += len(of_image)
+            self._distinct += len(set(map(tuple, of_image)))
+            self._ended += sum(tokens[-1] == self.end_token for tokens in of_image)
+
+    def _reset(self) -> None:
+        self._samples = self._distinct = self._ended = 0
+
+
+def lengths_of(samples: Tensor, end_token: int) -> Tensor:
+    """(B, W, 1) int64: tokens of each sample (B, W, L), the end token included."""
+    before = (samples != end_token).sum(dim=2, keepdim=True)  # only end tokens follow the first
+    return (before + 1).clamp(max=samples.shape[2])
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """How far each reward (B, W) lies above the mean of the image's other samples."""
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * samples / (samples - 1)

@@ -24,7 +24,7 @@ from coco.tokenizer import EOS, PAD, SOS, UNK
 from image_transforms import normalize
 from scoring.metrics import Cider, ptb_tokenize
 from support import distributed
-from training.randomness import hashed_noise
+from training.sampling import hashed_noise
 from transformer_components import TransformerEncoderDecoder, evaluating
 
 

@@ -214,6 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     calibration = calibrations.load(measured, calibrated_for(path, captioner.options))
     captioner.options = replace(captioner.options, n_best=options.n_best)
 
+    print(captioner.describe(), file=sys.stderr, flush=True)  # stdout is for captions
     if calibration is None:
         print(
             f"caption.py: no confidence yet: `{measuring(path, options)}` measures it on val of its data",

@@ -22,7 +22,7 @@ from image_captioner import AutoEncoderShape, CaptionerShape, build_captioner
 from image_transforms import EvaluationTransform, normalize
 from support import command_line, interrupts
 from support.configuration import at_least, bounded, config_part
-from support.devices import Precision, autocast, decoding_precision
+from support.devices import Precision, autocast, decoding_precision, describe, parameters_in_words
 from training import checkpoints
 from training.contents import require_weights
 from transformer_components import BeamSearchOptions, Hypothesis, TransformerEncoderDecoder
@@ -52,6 +52,17 @@ class Captioner:
     def pad_id(self) -> int:
         """The token that fills captions up to the longest of a batch."""
         return self.tokenizer.token_to_id(PAD)
+
+    def describe(self) -> str:
+        """Device, precision and sizes, for the first line of a run."""
+        parts = [
+            "captioner",
+            describe(self.device, self.precision),
+            f"{self.transform.size} px",
+            parameters_in_words(self.model),
+            f"{self.options.num_beams} beams",
+        ]
+        return " · ".join(parts)
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """The best caption of each picture, of whatever size and mode."""
@@ -176,9 +187,7 @@ def require_captioner(
         UsageError: sizes, tokenizer and weights are not of one captioner; nothing has been allocated by them.
     """
     config = config_part(state["config"], CaptioningConfig, f"{path}: config")
-    # Files of before December 2026 leave out the autoencoder's decoder: a captioner has no use for it.
-    saved = {"decoder": state["encoder"].get("encoder")} | state["encoder"]
-    encoder = config_part(saved, AutoEncoderShape, f"{path}: encoder")
+    encoder = saved_encoder(path, state)
     tokenizer = parse_tokenizer(state["tokenizer"], f"{path}: its tokenizer")
     require_weights(
         path,
@@ -187,6 +196,13 @@ def require_captioner(
         lambda: build_captioner(encoder, with_vocabulary(config, tokenizer)),
     )
     return config, encoder, tokenizer
+
+
+def saved_encoder(path: Path, state: dict[str, Any]) -> AutoEncoderShape:
+    """The shape of the autoencoder whose encoder a captioner has taken over."""
+    # Files of before December 2026 leave out the autoencoder's decoder: a captioner has no use for it.
+    saved = {"decoder": state["encoder"].get("encoder")} | state["encoder"]
+    return config_part(saved, AutoEncoderShape, f"{path}: encoder")
 
 
 def captioner_from_state(

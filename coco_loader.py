@@ -100,9 +100,11 @@ class CocoDataset(Dataset):
     sample with a black picture, which no loss counts: the batch where none of its own could be read.
     """
 
+    split: str  # its name; the names of several, joined by +
     image_ids: Tensor  # (samples,) int64, the picture of each sample
     data: CocoData
     transform: Transform
+    unit = "images"  # what a sample is
     skip_unreadable = False  # True, for training only: a batch leaves out what cannot be read, and says so
     cached: CachedImages | DrawnCrops | None = None  # the images where they are kept in memory
     cached_numbers: Tensor  # (samples,) int64, which of these is each sample's
@@ -122,6 +124,10 @@ class CocoDataset(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | RunError]:
         """The samples of a batch, as a `Loader` asks for them."""
         return samples_or_errors(self, keys)
+
+    def describe(self) -> str:
+        """Which images it reads and how many samples it has, for the first line of a run."""
+        return f"{self.split} {len(self):,} {self.unit}, {self.data.image_kind()}"
 
     def files(self) -> tuple[list[Path], Tensor]:
         """The files of the images, each once, and (samples,) int64, which of them is each sample's."""
@@ -179,6 +185,8 @@ class CaptFirstDataset(CocoDataset):
     Raises:
         UsageError: a processed file is missing or damaged, or `subset` is no such share.
     """
+
+    unit = "pairs"
 
     def __init__(
         self,
@@ -242,6 +250,8 @@ class ImageCaptionsDataset(CaptFirstDataset):
         captions_per_image: C, most captions of a sample.  An image with more makes several samples; where
             there are fewer, rows of padding, which no loss counts, fill up.
     """
+
+    unit = "images"
 
     def __init__(self, split: str, transform: Transform, *, captions_per_image: int, **options: object):
         super().__init__(split, transform, **options)
@@ -341,7 +351,7 @@ class ImageOnlyDataset(CocoDataset):
         chosen = torch.isin(everything, choose_images(everything, subset))
         self.image_ids = everything[chosen]
         self.split_numbers = numbers[chosen]  # (samples,): to which of the splits each picture belongs
-        self.splits, self.data = splits, data
+        self.split, self.splits, self.data = "+".join(splits), splits, data
         self.transform = transform
 
     def files(self) -> tuple[list[Path], Tensor]:

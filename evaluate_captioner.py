@@ -148,6 +148,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     if options.split != "train":
         require_unseen(loader.dataset, state)
     scoring = scoring_of(captioner, loader.dataset, references=options.references, unit=options.unit)
+    if distributed.is_main():
+        print(f"{captioner.describe()} · {loader.dataset.describe()}", flush=True)
     with loader:
         captioned = caption_split(captioner, loader)
     if not distributed.is_main():

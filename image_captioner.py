@@ -56,6 +56,11 @@ class AutoEncoderShape:
         """N."""
         return (self.image_size // self.patch_size) ** 2
 
+    def describe(self) -> str:
+        """The sizes in words, for the first line of a run."""
+        vit = f"ViT {self.encoder.num_layers} × {self.encoder.hidden_size}"
+        return f"{vit}, {self.image_size} px, patches of {self.patch_size}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerShape:
@@ -67,6 +72,11 @@ class CaptionerShape:
     context_length: int = positive()  # tokens that the decoder reads at most, <SOS> included
     decoder: StackConfig
     tie_embeddings: bool  # one matrix embeds tokens and projects to the vocabulary (Press and Wolf 2017)
+
+    def describe(self) -> str:
+        """The sizes in words, for the first line of a run."""
+        stack = self.decoder
+        return f"decoder {stack.num_layers} × {stack.hidden_size}, context {self.context_length}"
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -12,9 +12,8 @@ end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, which alon
 
 import argparse
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
-from captioner import Captioner, CaptioningConfig, new_captioner, require_captioner
+from captioner import Captioner, CaptioningConfig, new_captioner, require_captioner, saved_encoder
 from coco.data import CocoData, load_data_tokenizer
-from coco.split_file import require_same_split, warn_of_other_split
+from coco.split_file import warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader
 from evaluate_captioner import caption_split, require_references, score_captions, scoring_of
@@ -34,17 +33,19 @@ from images.image_folders import image_name
 from paths import chosen
 from reconstruction import require_auto_encoder
 from scoring.assessment import caption_statistics
-from support import command_line, devices, distributed
+from scoring.comparison import Scoring
+from support import command_line, distributed
 from support.configuration import bounded, config_to_dict, load_config, positive
 from support.errors import UsageError
 from support.files import require_unix
 from train_encoder import MaeConfig
 from training import checkpoints
-from training.config import TrainingConfig, run_config, saved_config
-from training.epoch_log import epoch_line, open_board
+from training.config import TrainingConfig
+from training.loading import Loader
 from training.loop import Trainer
-from training.optimizer import adamw
-from training.run_lock import RunLock
+from training.optimizer import adamw, warmup_then_cosine
+from training.run import Run, open_run
+from training.step import Stepper, gradient_scaler
 from transformer_components import TransformerEncoderDecoder
 
 
@@ -52,7 +53,7 @@ from transformer_components import TransformerEncoderDecoder
 class CaptionerConfig(CaptioningConfig, TrainingConfig):
     """The keys of `captioner_config.yaml`.  The encoder's shape comes from its checkpoint."""
 
-    SHAPE = CaptionerShape
+    STAGE, FILE, SHAPE = "captioner", "captioner_config", CaptionerShape
     EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "captions_per_image", "length_buckets")
 
     # 1: a sample is a pair; more: an image, encoded once, with so many.
@@ -89,120 +90,85 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     """One run from the options of the command line to the last checkpoint."""
     # 1. Hyperparameters, device, checkpoint
 
-    paths = chosen(options)
-    folder = paths["captioner_checkpoints"]
-    resumed = resume = pretrained = None
-    if options.checkpoint:
-        resumed, resume = checkpoints.load_named(folder, options.checkpoint, "captioner")
-        saved_config(CaptionerConfig, resume, f"{resumed}: config")
-        _, encoder, _ = require_captioner(resumed, resume)
-    elif options.pretrained:
-        path, pretrained = checkpoints.load_named(paths["encoder_checkpoints"], options.pretrained, "encoder")
-        encoder = require_auto_encoder(path, pretrained)
-    else:
-        encoder = load_config(paths["mae_config"], MaeConfig)
-    config = run_config(CaptionerConfig, options.config, paths["captioner_config"], resume, options.changes)
-    data = CocoData.open(paths, options.split_file)
-    if resume:
-        require_same_split(resume, data.split_file)
-    else:
-        require_tokenizer_of(data.split_file, options.split_file, paths)
-    if pretrained and distributed.is_main():
-        warn_of_other_split(pretrained, data.split_file)
-    lock = RunLock(folder)
-    board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
-    torch.manual_seed(config.seed)
-    devices.set_fast_float32()
-    devices.make_repeatable(device)
+    run = open_run(options, chosen(options), CaptionerConfig, require_captioner, device)
+    config = run.config
+    encoder, pretrained = choose_encoder(options, run)
+    from_scratch = run.checkpoint["from_scratch"] if run.checkpoint else options.from_scratch
 
     # 2. The elements of the training loop
 
-    from_scratch = resume["from_scratch"] if resume else options.from_scratch
-    data = data.for_training(["train"], encoder.image_size, resume)
-    tokenizer = chosen_tokenizer(paths, config, resume)
+    tokenizer = choose_tokenizer(run)
+    captioner = new_captioner(config, encoder, tokenizer, device)
+    if pretrained:
+        load_encoder(captioner.model.encoder, pretrained["model"])
+    layer_decay = 1.0 if from_scratch else config.layer_decay
+    groups = parameter_groups(captioner.model, config.learning_rate, layer_decay)
+    optimizer = adamw(captioner.model, groups, config)
+    scheduler = warmup_then_cosine(config)
+    scaler = gradient_scaler(config, device)
+    loss_fn = partial(caption_loss, pad_id=captioner.pad_id, label_smoothing=config.label_smoothing)
+    stepper = Stepper(loss_fn, optimizer, scheduler, scaler, config, device)
+
+    data = run.data.for_training(["train"], encoder.image_size, run.checkpoint)
+    train_loader, val_loader, image_loader = caption_loaders(config, data, captioner, options.subset)
+    scoring = scoring_of(captioner, image_loader.dataset)
     contents = {
-        "config": config_to_dict(config),
         "encoder": config_to_dict(encoder, AutoEncoderShape),
         "tokenizer": tokenizer.to_str(),
         "from_scratch": from_scratch,
         **data.facts(),
     }
-    captioner = new_captioner(config, encoder, tokenizer, device)
-    model, pad_id = captioner.model, captioner.pad_id
-    if pretrained:
-        load_encoder(model.encoder, pretrained["model"])
-    groups = parameter_groups(model, config.learning_rate, 1.0 if from_scratch else config.layer_decay)
-    optimizer = adamw(model, groups, config)
-
-    loader_options = LoaderOptions.of_run(
-        config,
-        options.subset,
-        length_buckets=config.length_buckets,
-        context_length=config.context_length,
-        pad_id=pad_id,
-        captions_per_image=config.captions_per_image,
-    )
-    loading = {"num_workers": config.num_workers, "data": data, "options": loader_options}
-    train_transform = TrainingTransform(captioner.transform.size, config.crop_scale)
-    train_loader = get_coco_loader("train", config.batch_size, train_transform, shuffle=True, **loading)
-    val_loader = get_coco_loader("val", config.batch_size, captioner.transform, **loading)
-    eval_batch_size = config.eval_batch_size * distributed.world_size()
-    picture_loader = get_coco_loader(
-        "val", eval_batch_size, captioner.transform, mode="image_first", **loading
-    )
-    require_references(picture_loader.dataset)
-    scoring = scoring_of(captioner, picture_loader.dataset)
-
-    def loss_fn(batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return caption_loss(trainer.network, batch, pad_id, config.label_smoothing)
-
-    trainer = Trainer(
-        stage="captioner",
-        model=model,
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        config=config,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        folder=folder,
-        contents=contents,
-        device=device,
-        resumed=resumed,
-        resume=resume,
-    )
+    trainer = Trainer(run, captioner.model, stepper, train_loader, val_loader, contents)
 
     # 3. The training loop
 
     if distributed.is_main():
-        print(f"pictures: {data.image_kind()}", flush=True)
         for note in scoring.notes:
             print(f"note: BLEU: {note}", file=sys.stderr, flush=True)
-    with lock, train_loader, val_loader, picture_loader, trainer:
+    with run.lock, train_loader, val_loader, image_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
-            unfrozen = 1 + max(
-                0, epoch + 1 - config.unfreeze_start_epoch
-            )  # the decoder learns from the start
+            unfrozen = max(0, epoch + 1 - config.unfreeze_start_epoch) + 1  # the decoder from the start
             unfreeze(groups, len(groups) if from_scratch else unfrozen)
-            figures = trainer.train()
-            figures |= trainer.validate()
+            figures = trainer.train() | trainer.validate()
             if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
-                captioned = caption_split(captioner, picture_loader)
-                statistics = caption_statistics(captioned.captions.values())
-                figures |= {
-                    "bleu4": score_captions(captioned, scoring)["BLEU-4"],
-                    "distinct_captions": statistics.distinct,
-                }
-                if statistics.collapsed and distributed.is_main():
-                    print(statistics.warning(), file=sys.stderr, flush=True)
+                figures |= score_split(captioner, image_loader, scoring)
             trainer.end_epoch(figures)
             if distributed.is_main():
-                unit = "pairs" if config.captions_per_image == 1 else "images"
-                print(epoch_line(trainer.progress.history[-1], config.total_epochs, unit), flush=True)
-                examples = first_captions(captioner, picture_loader.dataset)
+                examples = first_captions(captioner, image_loader.dataset)
                 print("\n".join(f"    {name}: {text}" for name, text in examples.items()), flush=True)
-                if board:
-                    board.figures(trainer.progress.history[-1], optimizer, unit)
-                    board.captions(examples, epoch)
+                if run.board:
+                    run.board.captions(examples, epoch)
+
+
+def caption_loaders(
+    config: CaptionerConfig, data: CocoData, captioner: Captioner, subset: float
+) -> tuple[Loader, Loader, Loader]:
+    """Loaders of the pairs to train on, of those to validate on, and of the images to caption for BLEU-4."""
+    options = LoaderOptions.of_run(
+        config,
+        subset,
+        length_buckets=config.length_buckets,
+        context_length=config.context_length,
+        pad_id=captioner.pad_id,
+        captions_per_image=config.captions_per_image,
+    )
+    loading = {"num_workers": config.num_workers, "data": data, "options": options}
+    train_transform = TrainingTransform(captioner.transform.size, config.crop_scale)
+    train_loader = get_coco_loader("train", config.batch_size, train_transform, shuffle=True, **loading)
+    val_loader = get_coco_loader("val", config.batch_size, captioner.transform, **loading)
+    eval_batch_size = config.eval_batch_size * distributed.world_size()
+    image_loader = get_coco_loader("val", eval_batch_size, captioner.transform, mode="image_first", **loading)
+    require_references(image_loader.dataset)
+    return train_loader, val_loader, image_loader
+
+
+def score_split(captioner: Captioner, loader: Loader, scoring: Scoring) -> dict[str, float]:
+    """BLEU-4 of the captions of an image-first loader, and how many of them differ."""
+    captioned = caption_split(captioner, loader)
+    statistics = caption_statistics(captioned.captions.values())
+    if statistics.collapsed and distributed.is_main():
+        print(statistics.warning(), file=sys.stderr, flush=True)
+    return {"bleu4": score_captions(captioned, scoring)["BLEU-4"], "distinct_captions": statistics.distinct}
 
 
 def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:
@@ -212,27 +178,41 @@ def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 
     return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}
 
 
-def chosen_tokenizer(
-    paths: Mapping[str, Path], config: CaptionerConfig, resume: dict[str, Any] | None
-) -> Tokenizer:
+def choose_encoder(
+    options: argparse.Namespace, run: Run[CaptionerConfig]
+) -> tuple[AutoEncoderShape, dict[str, Any] | None]:
+    """The shape of the encoder, and the checkpoint that a new run takes its weights from, if from one."""
+    if run.checkpoint:
+        return saved_encoder(run.checkpoint_path, run.checkpoint), None
+    require_tokenizer_of(run.data.split_file, options.split_file, run.paths)
+    if options.from_scratch:
+        return load_config(run.paths["mae_config"], MaeConfig), None
+    path, pretrained = checkpoints.load_named(run.paths["encoder_checkpoints"], options.pretrained, "encoder")
+    encoder = require_auto_encoder(path, pretrained)
+    if distributed.is_main():
+        warn_of_other_split(pretrained, run.data.split_file)
+    return encoder, pretrained
+
+
+def choose_tokenizer(run: Run[CaptionerConfig]) -> Tokenizer:
     """The tokenizer of the data; what a checkpoint has learned is bound to its pieces.
 
     Raises:
         UsageError: it is not that of the checkpoint, or not that of the processed captions, or larger than
             the configuration allows.
     """
-    path, tokenizer = paths["tokenizer"], load_data_tokenizer(paths)
-    if resume and resume["tokenizer"] != tokenizer.to_str():
+    path, tokenizer = run.paths["tokenizer"], load_data_tokenizer(run.paths)
+    allowed = run.config.vocabulary_size
+    if run.checkpoint and run.checkpoint["tokenizer"] != tokenizer.to_str():
         raise UsageError(
             f"{path}: not the tokenizer of the checkpoint, so its captions are numbered otherwise; name "
             "the data root that the checkpoint was trained on with --data, or start anew with -p"
         )
-    require_same_tokenizer(paths)
-    if tokenizer.get_vocab_size() > config.vocabulary_size:
-        smaller = smaller_tokenizer(paths, config.vocabulary_size)
+    require_same_tokenizer(run.paths)
+    if tokenizer.get_vocab_size() > allowed:
         raise UsageError(
-            f"{path} has {tokenizer.get_vocab_size()} pieces, and vocabulary_size allows "
-            f"{config.vocabulary_size}: raise it in a YAML that --config names{smaller}"
+            f"{path} has {tokenizer.get_vocab_size()} pieces, and vocabulary_size allows {allowed}: raise "
+            f"it in a YAML that --config names{smaller_tokenizer(run.paths, allowed)}"
         )
     return tokenizer
 

@@ -12,6 +12,7 @@ writes `log.jsonl` beside it.  SIGTERM and Ctrl-C save and end the run; `-c last
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,8 +20,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from coco.data import CocoData
-from coco.split_file import require_same_split
 from coco_loader import ImageBatch, LoaderOptions, get_coco_loader
 from image_captioner import (
     AutoEncoderShape,
@@ -32,22 +31,20 @@ from image_captioner import (
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
 from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
-from support import command_line, devices, distributed
-from support.configuration import config_to_dict
+from support import command_line, distributed
 from support.files import require_unix
-from training import checkpoints
-from training.config import TrainingConfig, run_config, saved_config
-from training.epoch_log import epoch_line, open_board
+from training.config import TrainingConfig
 from training.loop import Trainer
-from training.optimizer import adamw
-from training.run_lock import RunLock
+from training.optimizer import adamw, warmup_then_cosine
+from training.run import open_run
+from training.step import Stepper, gradient_scaler
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaeConfig(ReconstructionConfig, TrainingConfig):
     """The keys of `mae_config.yaml`."""
 
-    SHAPE = AutoEncoderShape
+    STAGE, FILE, SHAPE = "encoder", "mae_config", AutoEncoderShape
     EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "splits")
 
     splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose pictures to train on
@@ -73,30 +70,21 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     """One run from the options of the command line to the last checkpoint."""
     # 1. Hyperparameters, device, checkpoint
 
-    paths = chosen(options)
-    folder = paths["encoder_checkpoints"]
-    resumed = resume = None
-    if options.checkpoint:
-        resumed, resume = checkpoints.load_named(folder, options.checkpoint, "encoder")
-        saved_config(MaeConfig, resume, f"{resumed}: config")
-        require_auto_encoder(resumed, resume)
-    config = run_config(MaeConfig, options.config, paths["mae_config"], resume, options.changes)
-    data = CocoData.open(paths, options.split_file)
-    if resume:
-        require_same_split(resume, data.split_file)
-    lock = RunLock(folder)
-    board = open_board(folder, resume) if options.tensorboard and distributed.is_main() else None
-    torch.manual_seed(config.seed)
-    devices.set_fast_float32()
-    devices.make_repeatable(device)
+    run = open_run(options, chosen(options), MaeConfig, require_auto_encoder, device)
+    config = run.config
 
     # 2. The elements of the training loop
 
     auto_encoder = ImageAutoEncoder(config).to(device)
     groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
     optimizer = adamw(auto_encoder, groups, config)
-    splits = data.splits_with_images(config.splits)
-    data = data.for_training(splits, config.image_size, resume)
+    scheduler = warmup_then_cosine(config)
+    scaler = gradient_scaler(config, device)
+    loss_fn = partial(reconstruction_loss, config=config)
+    stepper = Stepper(loss_fn, optimizer, scheduler, scaler, config, device)
+
+    splits = run.data.splits_with_images(config.splits)
+    data = run.data.for_training(splits, config.image_size, run.checkpoint)
     loading = {
         "num_workers": config.num_workers,
         "mode": "image_only",
@@ -107,45 +95,20 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     val_transform = EvaluationTransform(config.image_size)
     train_loader = get_coco_loader(splits, config.batch_size, train_transform, shuffle=True, **loading)
     val_loader = get_coco_loader("val", config.batch_size, val_transform, **loading)
-
-    def loss_fn(batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return reconstruction_loss(trainer.network, batch, config)
-
-    trainer = Trainer(
-        stage="encoder",
-        model=auto_encoder,
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        config=config,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        folder=folder,
-        contents={"config": config_to_dict(config), **data.facts()},
-        device=device,
-        resumed=resumed,
-        resume=resume,
-    )
+    trainer = Trainer(run, auto_encoder, stepper, train_loader, val_loader, data.facts())
 
     # 3. The training loop
 
-    if distributed.is_main():
-        if len(splits) < len(config.splits):
-            print(
-                f"splits: {paths['data']} has no unlabeled images: training on {', '.join(splits)}",
-                flush=True,
-            )
-        print(f"pictures: {data.image_kind()}", flush=True)
-    with lock, train_loader, val_loader, trainer:
+    if len(splits) < len(config.splits) and distributed.is_main():
+        where = run.paths["data"]
+        print(f"splits: {where} has no unlabeled images: training on {', '.join(splits)}", flush=True)
+    with run.lock, train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
-            figures = trainer.train()
-            figures |= trainer.validate()
+            figures = trainer.train() | trainer.validate()
             trainer.end_epoch(figures)
-            if distributed.is_main():
-                print(epoch_line(trainer.progress.history[-1], config.total_epochs, "images"), flush=True)
-                if board:
-                    board.figures(trainer.progress.history[-1], optimizer)
-                    shown = first_reconstructions(auto_encoder, val_loader, config)
-                    board.pictures("reconstructions", shown[:4], epoch)
+            if run.board:
+                shown = first_reconstructions(auto_encoder, val_loader, config)
+                run.board.pictures("reconstructions", shown[:4], epoch)
 
 
 def first_reconstructions(

@@ -23,9 +23,10 @@ from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unf
 from train_encoder import MaeConfig, reconstruction_loss
 from training.config import TrainingConfig
 from training.network import wrap
-from training.optimizer import adamw
+from training.optimizer import adamw, warmup_then_cosine
+from training.progress import PendingReport
 from training.sampling import MicroBatch
-from training.step import LossFunction, PendingReport, Stepper
+from training.step import LossFunction, Stepper, gradient_scaler
 
 Network = Callable[[nn.Module], nn.Module]
 
@@ -114,7 +115,7 @@ def mae_step(
     network = (network or partial(prepared, setting=setting))(model)
     groups = [{"params": list(model.parameters()), "base_lr": config.learning_rate}]
     return step(
-        setting, network, lambda batch: reconstruction_loss(network, batch, config),
+        setting, network, partial(reconstruction_loss, config=config),
         adamw(model, groups, config), config, batch,
     )  # fmt: skip
 
@@ -130,7 +131,7 @@ def captioner_step(
     unfreeze(groups, len(groups) if all_learn else 1)
     network = (network or partial(prepared, setting=setting, uneven=True))(model)
     return step(
-        setting, network, lambda batch: caption_loss(network, batch, sizes.PAD_ID, config.label_smoothing),
+        setting, network, partial(caption_loss, pad_id=sizes.PAD_ID, label_smoothing=config.label_smoothing),
         adamw(model, groups, config), config, batch,
     )  # fmt: skip
 
@@ -151,7 +152,8 @@ def step(
     """
     count = len(batch.images)
     config = replace(config, batch_size=count)
-    stepper = Stepper(loss_fn, optimizer, config, setting.device)
+    schedule, scaler = warmup_then_cosine(config), gradient_scaler(config, setting.device)
+    stepper = Stepper(loss_fn, optimizer, schedule, scaler, config, setting.device)
     plan = [MicroBatch(list(range(count)), real=True)]
     queue: deque[PendingReport] = deque()
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import nn
 
 from support.errors import UsageError
 
@@ -118,5 +119,11 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
     elif device.type == "mps":
         name = "Apple GPU"
     else:
-        name = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return f"{name}, {str(precision).removeprefix('torch.')}"
+
+
+def parameters_in_words(model: nn.Module) -> str:
+    """How many parameters a model has: "112 M parameters"."""
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3g} M parameters"

@@ -252,7 +252,7 @@ def test_confidence_is_measured_by_evaluation_and_shown_for_the_same_search_only
     (result,) = json.loads(output.out)
     expected = Calibration(points["scores"], points["confidences"])(result["mean_log_probability"])
     assert result["confidence"] == expected
-    assert output.err == ""
+    assert output.err.count("\n") == 1, "only the first line, which names device and sizes"
     caption.main(shown[0][:2] + shown[0][3:])
     assert capsys.readouterr().out.endswith(f"  (confidence {expected:.2f})\n")
     caption.main(shown[1])

@@ -311,7 +311,7 @@ def test_both_scripts_train_on_copies_and_validate_on_originals(data, tmp_path, 
     captioner = write_config(tmp_path, "captioner_config.yaml")
     root = data["data"]
     train_mae(root, out, encoder, "--epochs", "1")
-    assert "pictures: originals of full size" in capsys.readouterr().out
+    assert "images, originals of full size" in capsys.readouterr().out
     assert read == {"train2017", "val2017"}
 
     process(data, "--resize", "64")
@@ -320,7 +320,7 @@ def test_both_scripts_train_on_copies_and_validate_on_originals(data, tmp_path, 
     assert read == {"train2017", "val2017"}
     read.clear()
     train_captions(root, out, captioner, "-p", "last", "--epochs", "1")
-    assert "pictures: copies of 64 pixels" in capsys.readouterr().out
+    assert "pairs, copies of 64 pixels" in capsys.readouterr().out
     assert read == {"train2017_64", "val2017"}
     assert checkpoints.load_named(out / "captioner", "last")[1]["resized_to"] == 64
 

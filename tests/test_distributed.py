@@ -21,8 +21,8 @@ from tests.process_cases import TORCHRUN
 from tests.training_cases import ROOT, STACK, state_of, train_captions, train_mae, write_config
 from train_captioner import CaptionerConfig, caption_loss
 from train_encoder import MaeConfig, reconstruction_loss
-from training.optimizer import adamw
-from training.step import Stepper
+from training.optimizer import adamw, warmup_then_cosine
+from training.step import Stepper, gradient_scaler
 
 
 def torchrun(script: str, *options: object) -> str:
@@ -226,9 +226,9 @@ def gradients_of(model: nn.Module, loss, loader, config) -> list[dict[str, torch
     model.double().register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
     network = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
     groups = [{"params": list(model.parameters()), "base_lr": 1.0}]
-    stepper = Stepper(
-        lambda batch: loss(network, batch), adamw(model, groups, config), config, torch.device("cpu")
-    )
+    device = torch.device("cpu")
+    schedule, scaler = warmup_then_cosine(config), gradient_scaler(config, device)
+    stepper = Stepper(loss, adamw(model, groups, config), schedule, scaler, config, device)
     taken = []
 
     def keep(*_):

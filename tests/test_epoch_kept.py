@@ -5,6 +5,7 @@ import torch
 
 import train_captioner
 import train_encoder
+import training.run
 from support import interrupts
 from support.errors import RunError
 from tests.training_cases import ONE_LAYER, assert_same, record_steps, stage_runner, state_of
@@ -36,8 +37,7 @@ class SilentBoard:
 @pytest.fixture
 def run(make_tiny_coco, tmp_path, monkeypatch):
     """Runs a stage's script on 13 images, with a board; see `stage_runner`."""
-    for script in (train_encoder, train_captioner):
-        monkeypatch.setattr(script, "open_board", lambda *given: SilentBoard())
+    monkeypatch.setattr(training.run, "open_board", lambda *given: SilentBoard())
     paths = make_tiny_coco(train=10, val=2, unlabeled=3)
     return stage_runner(
         paths["data"],

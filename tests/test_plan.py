@@ -19,7 +19,7 @@ MAY_IMPORT = {  # besides itself; nothing in a folder imports a file of the top 
     "images": {"support"},
     "coco": {"images", "support"},
     "own_data": {"coco", "images", "support"},
-    "training": {"support"},
+    "training": {"coco", "support"},
     "scoring": {"training", "coco", "support", "transformer_components"},
 }
 DOOR = "support.metrics"  # for other programs: it hands out names of scoring/, and nothing here enters by it

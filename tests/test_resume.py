@@ -105,7 +105,7 @@ def settings_of(trainer: Trainer) -> dict:
             for group in trainer.optimizer.param_groups
         ],
         "sizes": [[p.shape for p in group["params"]] for group in trainer.optimizer.param_groups],
-        "rates": [stepper.rate(quarter / 4) for quarter in range(30)],
+        "rates": [stepper.scheduler(quarter / 4) for quarter in range(30)],
         "precision": stepper.precision,
         "batches": list(sampler),
         "loader": (

@@ -14,7 +14,7 @@ from support import distributed
 from support.errors import UsageError
 from tests.process_cases import end, start, stderr_of, wait_for_checkpoint
 from tests.training_cases import ended, train_mae, write_config
-from training.run_lock import RunLock
+from training.run import RunLock
 
 FORK = multiprocessing.get_context("fork")  # a process that need not import torch again
 

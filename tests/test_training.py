@@ -155,8 +155,8 @@ def test_nothing_is_stepped_on_that_is_not_finite(run, bad, tmp_path, monkeypatc
     steps = []
 
     def poisoned(stepper, *given):
-        def nan_loss(batch):
-            loss, weight = loss_fn(batch)
+        def nan_loss(network, batch):
+            loss, weight = loss_fn(network, batch)
             # d sqrt(0) is infinite, and the loss itself stays as it is
             return (loss * math.nan if bad == "loss" else loss + torch.sqrt(loss * 0)), weight
 
@@ -270,8 +270,8 @@ def test_reading_reports_a_step_late_changes_nothing(run, stage, precision, tmp_
     run(stage, "now", "--epochs", "2", **changes)
     original = Trainer.__init__
 
-    def late(trainer, **given):
-        original(trainer, **given)
+    def late(trainer, *given):
+        original(trainer, *given)
         trainer.lag = 1
 
     monkeypatch.setattr(Trainer, "__init__", late)

@@ -12,8 +12,8 @@ import train_captioner
 import train_encoder
 from support import command_line, interrupts
 from training import checkpoints
-from training.loop import Queued, Trainer
-from training.step import Report
+from training.loop import Trainer
+from training.progress import Queued, Report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted({file.parent.name for file in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"})

@@ -26,6 +26,8 @@ GROUP_KEYS = ("decay_matrices_only",)
 class TrainingConfig:
     """What the training of either stage needs to know."""
 
+    STAGE: ClassVar[str]  # "encoder" or "captioner"
+    FILE: ClassVar[str]  # the default configuration, a key of `paths`
     SHAPE: ClassVar[type]  # the class of the model's sizes, which a resume must keep
     # Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
     EPOCH_KEYS: ClassVar[tuple[str, ...]] = ("seed", "batch_size")

@@ -1,10 +1,10 @@
 """The loop that both stages share: epochs of optimizer steps, validation, the log, and exact resume.
 
-A training script brings a model, its optimizer and one function
+A training script brings a model, its optimizer, schedule and scaler, and one function
 
-    loss_fn(batch) -> (mean_loss, weight)    # weight: how many patches or tokens the mean is over
+    loss_fn(network, batch) -> (mean_loss, weight)    # weight: how many patches or tokens the mean is over
 
-and writes its loop over epochs itself; `Trainer` does what lies inside, and its `Stepper` what lies inside a
+and writes its loop over epochs itself; `Trainer` does what lies inside, and `Stepper` what lies inside a
 step.  Training and validation call the same `loss_fn`, and every reported loss is the mean over all patches
 or tokens, not a mean of batch means.
 
@@ -13,7 +13,6 @@ position (training/sampling.py), so a run that goes on from a checkpoint equals 
 """
 
 import math
-import signal
 import sys
 import time
 from collections import deque
@@ -30,84 +29,65 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support import distributed, interrupts
+from support.configuration import config_to_dict
 from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.progress_bars import progress_bar
-from support.remedies import check_command
 from training import checkpoints
-from training.config import TrainingConfig, in_mid_epoch
+from training.config import in_mid_epoch
 from training.contents import restoring
-from training.epoch_log import write_log
-from training.network import wrap
+from training.epoch_log import epoch_line, write_log
+from training.network import Network
 from training.optimizer import restore_moments
-from training.progress import Progress
+from training.progress import Progress, Queued, Report, reason_to_end
+from training.run import Run, first_line
 from training.sampling import mix
-from training.step import LossFunction, PendingReport, Report, Stepper, to_device
-
-
-class Queued(NamedTuple):
-    """A step on the device whose report has not been read."""
-
-    number: int
-    image_ids: list[torch.Tensor]  # of this process's micro-batches
-    report: PendingReport
+from training.step import Stepper, to_device
 
 
 class Trainer:
     """Trains one model.  As a context manager it saves the run when a signal or an error stops it.
 
     Args:
-        stage: "encoder" or "captioner"; stands in the checkpoints.
-        model: the module to train, on `device`.
-        loss_fn: one forward pass and its loss; it calls `trainer.network`, not the model itself.
-        optimizer: its groups carry their full rate as `base_lr`.
-        config: the run's settings.
+        run: from `open_run`.
+        model: the module to train, on the run's device.
+        stepper: takes its steps; knows loss and optimizer.
         train_loader: loader of the training split, shuffled, with an `EpochSampler`.
         val_loader: loader of the validation split in fixed order.
-        folder: where checkpoints and `log.jsonl` go.
         contents: what a checkpoint holds beside the run itself, so that it can be used alone.
-        resumed: the checkpoint file to go on from; None starts anew.
-        resume: what that file holds.
     """
 
     def __init__(
         self,
-        *,
-        stage: str,
+        run: Run,
         model: nn.Module,
-        loss_fn: LossFunction,
-        optimizer: torch.optim.Optimizer,
-        config: TrainingConfig,
+        stepper: Stepper,
         train_loader: DataLoader,
         val_loader: DataLoader,
-        folder: Path,
         contents: dict[str, Any],
-        device: torch.device,
-        resumed: Path | None = None,
-        resume: dict[str, Any] | None = None,
     ):
-        self.stage, self.model, self.loss_fn, self.optimizer = stage, model, loss_fn, optimizer
-        self.config, self.contents, self.folder, self.device = config, contents, folder, device
+        self.run, self.config, self.folder, self.device = run, run.config, run.folder, run.device
+        self.model, self.stepper, self.optimizer = model, stepper, stepper.optimizer
         self.train_loader, self.val_loader = train_loader, val_loader
+        self.contents = {"config": config_to_dict(run.config), **contents}
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps
-        self.stepper = Stepper(loss_fn, optimizer, config, device)
         self.progress = Progress()
-        self._wrapped = self.model
-        self._learning: tuple[bool, ...] | None = None  # which parameters did when it was wrapped
-        self.lag = 1 if device.type == "cuda" else 0  # steps queued on the device before a report is read
+        self.network = Network(model, run.config.compile, run.device, uneven=run.config.STAGE == "captioner")
+        self.lag = 1 if run.device.type == "cuda" else 0  # steps queued on the device before a report is read
         self._queue: deque[Queued] = deque()
         self._ending: tuple[int, Exception] | None = None  # after which step to raise what
         self._last_save = time.monotonic()
-        self._newest: Path | None = None  # checkpoint written, or gone on from with the same configuration
-        if resume is not None:
-            with restoring(resumed, optimizer):
-                self._restore(resume)
-            if resume["config"] == contents["config"]:
-                self._newest = resumed.resolve()
+        self._newest: Path | None = None  # checkpoint written, or resumed with the same configuration
+        if run.checkpoint is not None:
+            with restoring(run.checkpoint_path, self.optimizer):
+                self._restore(run.checkpoint)
+            if run.checkpoint["config"] == self.contents["config"]:
+                self._newest = run.checkpoint_path.resolve()
         distributed.wait_for_all()  # every process has read its checkpoint before the folder changes
         if distributed.is_main():
-            checkpoints.prepare(folder, resumed)
+            checkpoints.prepare(self.folder, run.checkpoint_path)
+            print(first_line(run, model, train_loader.dataset), flush=True)
 
     # --- the loop's parts, in the order in which a script calls them ---
 
@@ -128,7 +108,7 @@ class Trainer:
         straight there.
         """
         progress, config = self.progress, self.config
-        self.prepare_network()
+        self.network.prepare()
         self.stepper.gradients_seen = False
         self.sampler.set_epoch(progress.epoch, start_step=progress.step)
         batches = iter(self.train_loader)
@@ -151,7 +131,7 @@ class Trainer:
         return {
             "train_loss": progress.loss_sum / progress.weight if progress.weight else math.nan,
             "gradient_norm": progress.norm_sum / taken if taken else math.nan,
-            "learning_rate": config.learning_rate * self.stepper.rate(progress.epoch + 1),
+            "learning_rate": config.learning_rate * self.stepper.scheduler(progress.epoch + 1),
             "samples_per_second": len(self.train_loader.dataset) / max(progress.seconds, 1e-6),
             "skipped_steps": progress.skipped,
             "unreadable_samples": progress.unreadable,
@@ -165,20 +145,23 @@ class Trainer:
         for batch in self._bar("validation", "batch", batches=self.val_loader):
             interrupts.check()
             with autocast(self.device, self.stepper.precision):
-                loss, weight = self.loss_fn(to_device(batch, self.device))
+                loss, weight = self.stepper.loss_fn(self.network.current, to_device(batch, self.device))
             sums += torch.stack([loss.double() * weight, weight.double()])
         loss_sum, weight_sum = distributed.total(sums).tolist()
         return {"val_loss": loss_sum / weight_sum if weight_sum else math.nan}
 
     def end_epoch(self, figures: dict[str, Any]) -> None:
-        """Ends the epoch: enters its figures, saves, prunes, and writes the log."""
-        progress = self.progress
+        """Ends the epoch: enters its figures, saves, prunes, prints its line and writes the logs."""
+        progress, unit = self.progress, self.train_loader.dataset.unit
         seconds = round(progress.seconds, 2)
         progress.finish_epoch()
         progress.history.append({"epoch": progress.epoch, **figures, "seconds": seconds})
         self.save()
         if distributed.is_main():
             write_log(self.folder / "log.jsonl", progress.history)
+            print(epoch_line(progress.history[-1], self.config.total_epochs, unit), flush=True)
+        if self.run.board:
+            self.run.board.figures(progress.history[-1], self.optimizer, unit)
 
     def save(self) -> None:
         """Writes a checkpoint of this moment, unless there is one, and prunes the old ones.
@@ -196,7 +179,7 @@ class Trainer:
             path,
             {
                 "schema": checkpoints.SCHEMA,
-                "stage": self.stage,
+                "stage": self.config.STAGE,
                 **self.contents,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -226,7 +209,7 @@ class Trainer:
         plan = self.sampler.micro_batches(number)
         epochs = self.progress.epoch + number / self.steps_per_epoch
         try:
-            report = self.stepper.step(self.network, micro_batches, plan, seed, epochs)
+            report = self.stepper.step(self.network.current, micro_batches, plan, seed, epochs)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise accumulation_steps "
@@ -262,48 +245,13 @@ class Trainer:
             progress.skipped += 1
             progress.bad_steps += report.bad
             if report.bad or distributed.is_main():  # each process has bad images of its own to name
-                why = self._why_skipped(queued, report)
+                why = queued.why_skipped(report)
                 tqdm.write(
                     f"epoch {progress.epoch + 1}, step {progress.step}: skipped: {why}", file=sys.stderr
                 )
-        reason = self._reason_to_end(report)
+        reason = reason_to_end(report, progress, self.config, self.train_loader.dataset)
         if reason and self._ending is None:
             self._ending = queued.number + self.lag, reason
-
-    @staticmethod
-    def _why_skipped(queued: Queued, report: Report) -> str:
-        if report.empty:
-            return "none of its images can be read"
-        if report.overflow:
-            return (
-                f"its gradient is too large for float16 at a loss scale of {report.loss_scale:g}, which is "
-                "halved; this is normal now and then"
-            )
-        ids = torch.cat(queued.image_ids).tolist()
-        return f"loss {report.loss}, gradient norm {report.gradient_norm}; images {ids}"
-
-    def _reason_to_end(self, report: Report) -> Exception | None:
-        progress, config = self.progress, self.config
-        samples = len(self.train_loader.dataset)
-        allowed = int(config.max_bad_fraction * samples)
-        if report.unreadable and progress.unreadable > allowed:
-            return RunError(
-                f"{progress.unreadable} of {samples} samples have pictures that cannot be read, and "
-                f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; list them with "
-                f"`{check_command(self.train_loader.dataset.data.paths)}`, put whole files in their places "
-                "and go on with -c last, or raise max_bad_fraction in your YAML file and go on with -c last "
-                "--config FILE"
-            )
-        if progress.bad_steps >= config.max_bad_steps:
-            return RunError(
-                f"{progress.bad_steps} steps in a row had a loss or gradient that is not finite, the last at "
-                f"epoch {progress.epoch + 1}, step {progress.step}; edit your YAML file: a lower "
-                "learning_rate, a gradient_clip or precision float32, and go on with -c last --config FILE "
-                "(without --config an edited file is not read), or with an earlier checkpoint"
-            )
-        if report.stop:
-            return interrupts.Interrupted(interrupts.received() or signal.SIGTERM)
-        return None
 
     def _end_if_due(self, number: int) -> None:
         if self._ending and number >= self._ending[0]:
@@ -331,19 +279,6 @@ class Trainer:
             ) from error
 
     # --- small parts ---
-
-    @property
-    def network(self) -> nn.Module:
-        """What `loss_fn` calls.  Validation takes the plain model: it is over before it would be compiled."""
-        return self._wrapped if self.model.training else self.model
-
-    def prepare_network(self) -> None:
-        """Wraps the model for compilation and for many processes; anew if other parameters are to learn."""
-        learning = tuple(parameter.requires_grad for parameter in self.model.parameters())
-        if learning != self._learning:
-            uneven = self.stage == "captioner"
-            self._wrapped = wrap(self.model, self.config.compile, self.device, uneven)
-            self._learning = learning
 
     def _bar(
         self, what: str, unit: str, total: int | None = None, done: int = 0, batches: DataLoader | None = None

@@ -15,6 +15,26 @@ BACKENDS = {"cuda": "inductor"}
 OLDEST_COMPILED = (7, 0)  # compute capability: Triton makes no kernels for a GPU before Volta
 
 
+class Network:
+    """A model in the form in which `loss_fn` gets it; for the arguments see `wrap`."""
+
+    def __init__(self, model: nn.Module, compiled: bool, device: torch.device, uneven: bool):
+        self.model, self._how = model, (compiled, device, uneven)
+        self._wrapped = model
+        self._learning: tuple[bool, ...] | None = None  # which parameters did when it was wrapped
+
+    @property
+    def current(self) -> nn.Module:
+        """In training the wrapped model; validation is over before the plain one would be compiled."""
+        return self._wrapped if self.model.training else self.model
+
+    def prepare(self) -> None:
+        """Wraps the model for compilation and for many processes; anew if other parameters are to learn."""
+        learning = tuple(parameter.requires_grad for parameter in self.model.parameters())
+        if learning != self._learning:
+            self._wrapped, self._learning = wrap(self.model, *self._how), learning
+
+
 def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -> nn.Module:
     """The model as the training loop is to call it, until other parameters are to learn.
 

@@ -1,12 +1,27 @@
 """AdamW over parameter groups with rates of their own (Loshchilov & Hutter 2019), and their schedule."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from training.config import TrainingConfig
+
+Schedule = Callable[[float], float]  # from epochs done, with the share of the current one, to a factor
+
+
+def warmup_then_cosine(config: TrainingConfig) -> Schedule:
+    """The schedule of a run, see `learning_rate_factor`."""
+    return partial(
+        learning_rate_factor,
+        warmup_epochs=config.warmup_epochs,
+        total_epochs=config.total_epochs,
+        start_factor=config.start_factor,
+        floor=config.min_learning_rate / config.learning_rate,
+    )
 
 
 def learning_rate_factor(

@@ -3,10 +3,12 @@
 The passes over the micro-batches, the sum over all processes, the mean gradient, clipping and the update are
 queued one after the other.  Whether loss and gradient are finite is decided on the device, too: an update
 that is not taken leaves weights and moments as they were.  What the step came to travels to the host by
-itself and is read when the next step is under way.
+itself and is read when the next step is under way (training/progress.py).
+
+What this saves: the GPU never stands idle between two steps while the host reads a loss and launches the
+kernels of the next; how much of an epoch that is, is not measured yet.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -18,64 +20,22 @@ from support import distributed, interrupts
 from support.devices import autocast, choose_precision
 from training.config import TrainingConfig
 from training.network import gradients_arrive
-from training.optimizer import learning_rate_factor
+from training.optimizer import Schedule
+from training.progress import PendingReport
 from training.sampling import MicroBatch
 
-# loss_fn(batch) -> (mean_loss, weight), both 0-dimensional and on the device
-LossFunction = Callable[[NamedTuple], tuple[Tensor, Tensor]]
+# loss_fn(network, batch) -> (mean_loss, weight), both 0-dimensional and on the device
+LossFunction = Callable[[nn.Module, NamedTuple], tuple[Tensor, Tensor]]
 
 # In float16.  torch begins with 2^16, for losses that are means; ours are sums over a sample's patches or
 # tokens, up to about 2^8 of them.  It doubles by itself every 2000 steps, as long as nothing overflows.
 INITIAL_LOSS_SCALE = 2.0**8
 
 
-class Report(NamedTuple):
-    """What a step came to; sums and counts are those of all processes together."""
-
-    loss_sum: float  # over `weight` patches or tokens
-    weight: float
-    unreadable: float  # samples left out because their pictures cannot be read
-    stop: float  # processes that have been asked to stop
-    gradient_norm: float  # of the mean gradient, before clipping
-    loss_scale: float  # of float16's gradients; 1 in other formats
-    taken: float  # 1, or 0: nothing was updated, for want of images or of a finite loss and gradient
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / max(self.weight, 1.0)
-
-    @property
-    def empty(self) -> bool:
-        """Whether none of the step's images could be read."""
-        return self.weight == 0
-
-    @property
-    def overflow(self) -> bool:
-        """Whether the gradient was too large for float16, which a smaller loss scale can mend."""
-        return not self.taken and not self.empty and math.isfinite(self.loss_sum) and self.loss_scale > 1
-
-    @property
-    def bad(self) -> bool:
-        """Whether loss or gradient were not finite for another reason."""
-        return not (self.taken or self.empty or self.overflow)
-
-
-class PendingReport:
-    """A report on its way from the device."""
-
-    def __init__(self, values: Tensor):
-        self._values, self._arrival = values, None
-        if values.is_cuda:
-            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._arrival = torch.cuda.Event()
-            self._arrival.record()
-
-    def read(self) -> Report:
-        """The report; waits until the device has come as far as that."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return Report(*self._values.tolist())
+def gradient_scaler(config: TrainingConfig, device: torch.device) -> torch.amp.GradScaler:
+    """Keeps gradients in the range of float16; in other formats it does nothing."""
+    enabled = choose_precision(config.precision, device) is torch.float16
+    return torch.amp.GradScaler(device.type, init_scale=INITIAL_LOSS_SCALE, enabled=enabled)
 
 
 class Stepper:
@@ -84,6 +44,8 @@ class Stepper:
     Args:
         loss_fn: one forward pass and its loss.
         optimizer: fused; its groups carry their full rate as `base_lr`.
+        scheduler: the share of that rate after so many epochs.
+        scaler: of float16's gradients.
         config: the run's settings.
         device: where the model lies.
     """
@@ -92,26 +54,15 @@ class Stepper:
         self,
         loss_fn: LossFunction,
         optimizer: torch.optim.Optimizer,
+        scheduler: Schedule,
+        scaler: torch.amp.GradScaler,
         config: TrainingConfig,
         device: torch.device,
     ):
-        self.loss_fn, self.optimizer, self.config, self.device = loss_fn, optimizer, config, device
+        self.loss_fn, self.optimizer, self.scheduler, self.scaler = loss_fn, optimizer, scheduler, scaler
+        self.config, self.device = config, device
         self.precision = choose_precision(config.precision, device)
-        self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=INITIAL_LOSS_SCALE, enabled=self.precision is torch.float16
-        )
         self.gradients_seen = False  # in this epoch: at its first step they are looked at
-
-    def rate(self, epochs: float) -> float:
-        """The schedule's factor of the learning rate after so many epochs."""
-        config = self.config
-        return learning_rate_factor(
-            epochs,
-            warmup_epochs=config.warmup_epochs,
-            total_epochs=config.total_epochs,
-            start_factor=config.start_factor,
-            floor=config.min_learning_rate / config.learning_rate,
-        )
 
     def step(
         self,
@@ -124,7 +75,7 @@ class Stepper:
         """Queues one optimizer step.
 
         Args:
-            network: what `loss_fn` calls: the model, compiled or distributed or neither.
+            network: what `loss_fn` gets: the model, compiled or distributed or neither.
             micro_batches: this process's share of the global batch.
             plan: what the sampler says of each of them.
             seed: of dropout.
@@ -140,7 +91,7 @@ class Stepper:
         if not self.gradients_seen:
             self.gradients_seen = gradients_arrive(network, self.optimizer, counts=taken)
         loss_scale = self.scaler.scale(torch.ones_like(loss_sum))  # before the update changes it
-        self._update(taken, self.rate(epochs))
+        self._update(taken, self.scheduler(epochs))
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), loss_scale, taken.double()])]))
 
     def _backward(
@@ -151,7 +102,7 @@ class Stepper:
         for number, (batch, planned) in enumerate(zip(micro_batches, plan, strict=True), 1):
             with self._synchronised(network, number == len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    loss, weight = self.loss_fn(to_device(batch, self.device))
+                    loss, weight = self.loss_fn(network, to_device(batch, self.device))
                 # A stand-in weighs nothing: there are fewer samples than processes, or none could be read.
                 weight = weight * (planned.real and len(batch.unreadable) < len(planned.indices))
                 self.scaler.scale(loss * (weight.double() / self.config.batch_size)).backward()

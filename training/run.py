@@ -1,0 +1,155 @@
+"""What a training run starts with: its configuration and checkpoint, its data, its folder, its device."""
+
+import argparse
+import errno
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from coco.data import CocoData
+from coco.split_file import require_same_split
+from support import devices, distributed
+from support.errors import UsageError
+from training import checkpoints
+from training.config import Config, run_config, saved_config
+from training.epoch_log import TensorBoardLog, open_board
+
+LOCK_NAME = ".lock"  # stays when it is free: whoever deletes a lock file may delete that of the next run
+
+
+class RunLock:
+    """One run at a time in a folder of checkpoints: a second would move and delete the files of the first.
+
+    Holds a folder of checkpoints for this run, from here to the end of the block or of the process.
+
+    Only the main process takes it, and all of them hear what came of it.  It is a POSIX lock, which works
+    over NFS and, unlike one of `flock`, is not passed on to loader workers: they may outlive a killed run.
+
+    Args:
+        folder: is made if it is not there.
+
+    Raises:
+        UsageError: another run holds it; nothing has changed.
+    """
+
+    def __init__(self, folder: Path):
+        self._file: int | None = None
+        refusal = None
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            refusal = self._take(folder)
+        refusal, *_ = distributed.gathered(refusal)
+        if refusal:
+            raise UsageError(refusal)
+
+    def _take(self, folder: Path) -> str | None:
+        """None, or why this run may not have the folder."""
+        import fcntl  # here, because Windows has none, and what it cannot do says so elsewhere
+
+        try:
+            self._file = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.truncate(self._file, 0)
+            os.write(self._file, f" (process {os.getpid()} on {socket.gethostname()})".encode())
+        except OSError as error:
+            if self._file is None or error.errno not in (errno.EAGAIN, errno.EACCES):
+                return None  # a file system without locks, say: runs are not kept apart there
+            holder = os.read(self._file, 200).decode(errors="replace")
+            self.__exit__(None, None, None)
+            return (
+                f"{folder}: another run is training in this folder{holder}: wait until it ends, or give this "
+                "one another place with --out"
+            )
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+@dataclass
+class Run(Generic[Config]):
+    """A run before its first step; `open_run` makes it."""
+
+    config: Config
+    paths: Mapping[str, Path]  # every file location
+    data: CocoData
+    device: torch.device
+    folder: Path  # of its checkpoints and its log
+    lock: RunLock  # on the folder
+    board: TensorBoardLog | None  # TensorBoard's, in the main process and where it is asked for
+    checkpoint_path: Path | None  # to resume; None: a new run
+    checkpoint: dict[str, Any] | None  # what that file holds
+
+
+def open_run(
+    options: argparse.Namespace,
+    paths: Mapping[str, Path],
+    config_class: type[Config],
+    require_model: Callable[[Path, dict[str, Any]], object],
+    device: torch.device,
+) -> Run[Config]:
+    """Reads all that a run starts from, takes its folder, and makes the device repeatable and fast.
+
+    Args:
+        options: of the command line, see `command_line.add_training_options`.
+        paths: every file location, by these options.
+        config_class: the stage's.
+        require_model: raises UsageError unless a checkpoint's weights have the sizes that it claims.
+        device: for the model.
+
+    Raises:
+        UsageError: checkpoint, configuration and data do not fit together, or another run has the folder.
+    """
+    stage = config_class.STAGE
+    folder = paths[f"{stage}_checkpoints"]
+    path = checkpoint = None
+    if options.checkpoint:
+        path, checkpoint = checkpoints.load_named(folder, options.checkpoint, stage)
+        saved_config(config_class, checkpoint, f"{path}: config")
+        require_model(path, checkpoint)
+    config = run_config(config_class, options.config, paths[config_class.FILE], checkpoint, options.changes)
+    data = CocoData.open(paths, options.split_file)
+    if checkpoint:
+        require_same_split(checkpoint, data.split_file)
+    lock = RunLock(folder)
+    board = open_board(folder, checkpoint) if options.tensorboard and distributed.is_main() else None
+    torch.manual_seed(config.seed)
+    devices.set_fast_float32()
+    devices.make_repeatable(device)
+    return Run(config, paths, data, device, folder, lock, board, path, checkpoint)
+
+
+def first_line(run: Run, model: nn.Module, dataset: Dataset) -> str:
+    """What trains where, on what: stage, device and precision, processes, data, sizes.
+
+    Args:
+        run: the run.
+        model: its model.
+        dataset: what it trains on.
+    """
+    processes = distributed.world_size()
+    precision = devices.choose_precision(run.config.precision, run.device)
+    parts = [
+        run.config.STAGE,
+        devices.describe(run.device, precision),
+        f"{processes} process{'es' if processes > 1 else ''}",
+        dataset.describe(),
+        run.config.describe(),
+        devices.parameters_in_words(model),
+    ]
+    return " · ".join(parts)

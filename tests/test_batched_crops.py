@@ -68,16 +68,3 @@ def test_in_parts_of_the_batch_it_is_the_same(images, monkeypatch):
     whole = crop_and_resize(*stored(images), crops, 24)
     monkeypatch.setattr(batched_crops, "ELEMENTS_AT_ONCE", 1)
     assert torch.equal(crop_and_resize(*stored(images), crops, 24), whole)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_finds_images_beyond_the_first_2_gigabytes_and_crops_them_as_a_cpu(images):
-    """An index of 32 bits would not reach them."""
-    pixels, starts, widths = stored(images)
-    crops = torch.tensor([(0, 0, *image.shape[1:], 1) for image in images])
-    beyond = 2**32 + 12
-    on_gpu = torch.zeros(beyond + len(pixels), dtype=torch.uint8, device="cuda")
-    on_gpu[beyond:] = pixels.to("cuda")
-    batch = crop_and_resize(on_gpu, starts + beyond, widths, crops, 24).cpu()
-    expected = crop_and_resize(pixels, starts, widths, crops, 24)
-    assert (batch.int() - expected.int()).abs().max() <= 1

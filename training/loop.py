@@ -211,9 +211,11 @@ class Trainer:
         try:
             report = self.stepper.step(self.network.current, micro_batches, plan, seed, epochs)
         except torch.OutOfMemoryError as error:
+            or_less = " or set cache_images: false" if self.config.cache_images else ""
             raise RunError(
-                f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise accumulation_steps "
-                "in your YAML file, which changes no result, and go on with -c last --config FILE"
+                f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise "
+                f"accumulation_steps{or_less} in your YAML file, which changes no result, and go on with "
+                "-c last --config FILE"
             ) from error
         self._queue.append(Queued(number, [batch.image_ids for batch in micro_batches], report))
 

@@ -23,9 +23,8 @@ from coco.tokenizer import load_tokenizer
 from images.image_folders import image_name, picture_ids
 from images.resized_copies import resized_folder, size_for_training
 from support import distributed
-from support.errors import UsageError
+from support.errors import UsageError, prepare_command
 from support.files import Record, read_json
-from support.remedies import prepare_command
 
 MOST_TOKENS = 2**31  # tokens are kept in 32 bits
 

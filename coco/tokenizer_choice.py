@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from coco.caption_files import digest_of_captions, read_captions
 from images.image_folders import picture_ids
 from support.command_line import VOCABULARY_SIZES
-from support.errors import UsageError
+from support.errors import UsageError, offline_command
 from support.files import Record, digest, replacing
-from support.remedies import offline_command
 
 if TYPE_CHECKING:
     from coco.split_file import SplitFile  # which takes torch's time to import

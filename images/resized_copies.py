@@ -13,10 +13,9 @@ from typing import Any
 
 from images.image_files import describe_error
 from images.image_folders import count_and_size, decoded, is_cut, picture_files
-from support.errors import RunError, UsageError
+from support.errors import RunError, UsageError, prepare_command
 from support.files import Record, naming, require_space
 from support.parallel import on_all_cores
-from support.remedies import prepare_command
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"
 BYTES = 0.7  # of a copy on average, for each pixel of a square as high as its shorter side: 46 KB at 256

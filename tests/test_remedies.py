@@ -19,9 +19,8 @@ from coco.data import CocoData
 from coco_loader import CaptFirstDataset, ImageOnlyDataset
 from image_transforms import EvaluationTransform
 from paths import ROOT, locations, standard
-from support import remedies
-from support.errors import RunError, UsageError
-from support.remedies import prepare_command
+from support import errors
+from support.errors import RunError, UsageError, prepare_command
 from tests.test_process_coco import make_source, process
 from tests.training_cases import ended, write_config
 
@@ -206,7 +205,7 @@ def test_every_option_that_an_error_names_is_one_of_a_script(capsys):
             script.main(["--help"])
         known |= set(re.findall(OPTION, capsys.readouterr().out))
     named: dict[str, str] = {}
-    for folder in (Path(process_coco.__file__).parent, Path(remedies.__file__).parent):
+    for folder in (Path(process_coco.__file__).parent, Path(errors.__file__).parent):
         for file in folder.glob("*.py"):
             raised = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Raise))
             parts = (part for node in raised for part in ast.walk(node) if isinstance(part, ast.Constant))

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from support import interrupts
-from support.errors import RunError
-from support.remedies import check_command
+from support.errors import RunError, check_command
 from training.config import TrainingConfig
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from support import interrupts, shared_memory
+from support import interrupts, memory
 from support.errors import RunError, UsageError
 from support.files import disk_errors
 
@@ -40,7 +40,8 @@ def run(main: Callable[[], None]) -> None:
         _leave_at_once(128 + interruption.signum, f"stopped by {interruption}")
     except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):  # torch's signal handler: a loader process died
-            _leave(1, f"failed: {shared_memory.full(None) if shared_memory.is_full(error) else error}")
+            full = memory.shared_memory_is_full(error)
+            _leave(1, f"failed: {memory.shared_memory_error(None) if full else error}")
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         _leave(1, f"failed: not enough memory: {error!s:.200}: take smaller batches or a smaller model")

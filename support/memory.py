@@ -1,15 +1,23 @@
-"""Memory: how much is free, and bytes that processes of a machine share."""
+"""Memory: how much is free, bytes that processes of a machine share, and room for loader workers' batches.
 
+Workers hand these over through shared memory.  Docker gives a container 64 MB of it unless told otherwise,
+and a run of full size needs more.
+"""
+
+import errno
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from support.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MACHINE = Path("/proc/meminfo")
 GROUPS = Path("/sys/fs/cgroup")  # limits of a container
@@ -23,6 +31,11 @@ GROUP_FILES = (
         "total_inactive_file",
     ),
 )
+
+SHARED = Path("/dev/shm")  # through here loader workers hand over their batches
+LEAST_SHARED = 256  # MB that a message advises to take, at least
+# torch's words in a worker that found no room, and on a worker that the system ended for it
+SHARED_IS_FULL = re.compile("unable to .*shared memory|No space left on device|Bus error")
 
 
 def available() -> int | None:
@@ -66,8 +79,10 @@ class SharedBytes:
             self._file, self.path = _new_file(size)
 
     @cached_property
-    def bytes(self) -> Tensor:
+    def bytes(self) -> "Tensor":
         """(size,) uint8, opened when first asked for: a path says nothing on another machine."""
+        import torch  # here, for process_coco.py does without
+
         return torch.from_file(self.path, shared=True, size=self.size, dtype=torch.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,3 +99,62 @@ def _new_file(size: int) -> tuple[IO[bytes], str]:
         path = file.name
     file.truncate(max(1, size))
     return file, path
+
+
+def require_shared_memory(batches: int, batch_bytes: int, processes: int, keys: str | None) -> None:
+    """Looks, before the first batch, whether shared memory has room for all that will be in it at once.
+
+    Args:
+        batches: of one process.
+        batch_bytes: of each.
+        processes: on this machine, each with so many batches.
+        keys: of the configuration, which make it less; None where there is no configuration.
+
+    Raises:
+        RunError: it has not.
+    """
+    if sys.platform != "linux":  # elsewhere it is not a file system of a fixed size
+        return
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:
+        return
+    needed, free = batches * batch_bytes * processes, found.f_bavail * found.f_frsize
+    if needed > free:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise RunError(
+            f"loading needs {_megabytes(needed)} of shared memory ({batches} batches of "
+            f"{_megabytes(batch_bytes)}{each}), and {SHARED} has {_megabytes(free)} free: "
+            f"{_remedy(needed, keys)}"
+        )
+
+
+def shared_memory_is_full(error: Exception) -> bool:
+    """Whether an error, of a worker or on one, says that shared memory is full."""
+    return getattr(error, "errno", None) == errno.ENOSPC or SHARED_IS_FULL.search(str(error)) is not None
+
+
+def shared_memory_error(keys: str | None) -> RunError:
+    """The error of a run that found shared memory full in its midst."""
+    try:
+        found = os.statvfs(SHARED)
+        size = found.f_blocks * found.f_frsize
+    except OSError:
+        size = 0  # not there, or not such a system
+    return RunError(
+        f"a loader worker found no room in shared memory ({SHARED} has {_megabytes(size)} in all): "
+        f"{_remedy(2 * size, keys)}"
+    )
+
+
+def _remedy(needed: int, keys: str | None) -> str:
+    """What would do, for so many bytes."""
+    size = LEAST_SHARED
+    while size * 2**20 < 1.25 * needed:  # other things lie there, too
+        size *= 2
+    docker = f"give `docker run` the option --shm-size={size}m or --ipc=host"
+    return f"{docker}, or lower {keys}" if keys else docker
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"

@@ -17,7 +17,7 @@ import train_encoder
 from coco.data import CocoData
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
-from support import distributed, interrupts, shared_memory
+from support import distributed, interrupts, memory
 from support.errors import RunError
 from tests.process_cases import alive, end, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import ROOT, ended, train_mae, write_config
@@ -206,7 +206,7 @@ def small_shared_memory(monkeypatch) -> None:
     """Docker's usual 64 MB, of which 1 MB is taken."""
     found = SimpleNamespace(f_frsize=4096, f_blocks=64 * 2**20 // 4096, f_bavail=63 * 2**20 // 4096)
     statvfs = os.statvfs
-    monkeypatch.setattr(os, "statvfs", lambda path: found if path == shared_memory.FOLDER else statvfs(path))
+    monkeypatch.setattr(os, "statvfs", lambda path: found if path == memory.SHARED else statvfs(path))
     monkeypatch.setattr(sys, "platform", "linux")
 
 

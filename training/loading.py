@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
-from support import distributed, interrupts, shared_memory
+from support import distributed, interrupts, memory
 from support.errors import RunError
 
 LOOK_EVERY = 0.5  # seconds
@@ -135,7 +135,7 @@ class Loader(DataLoader):
         if num_workers > 0 and batch_bytes:
             batches = min(PREFETCHED * num_workers + batches_held, len(batch_sampler))
             processes = distributed.local_world_size()
-            shared_memory.require_room(batches, batch_bytes, processes, self.memory_keys)
+            memory.require_shared_memory(batches, batch_bytes, processes, self.memory_keys)
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
@@ -163,7 +163,7 @@ class Loader(DataLoader):
             no_room = not isinstance(error, RunError) and self._found_no_room(error)
             self._end_workers()
             if no_room:
-                raise shared_memory.full(self.memory_keys) from error
+                raise memory.shared_memory_error(self.memory_keys) from error
             if str(error).startswith("DataLoader "):  # torch's own words on its workers' health
                 raise RunError(f"loading failed: {' '.join(str(error).split())}") from error
             raise
@@ -174,7 +174,7 @@ class Loader(DataLoader):
     def _found_no_room(self, error: Exception) -> bool:
         """Whether the error, or the way in which a worker ended, says that shared memory is full."""
         workers = self._iterator._workers if self._iterator else []
-        return shared_memory.is_full(error) or any(worker.exitcode in BUS_ERROR for worker in workers)
+        return memory.shared_memory_is_full(error) or any(worker.exitcode in BUS_ERROR for worker in workers)
 
     def __enter__(self) -> Self:
         return self
@@ -237,9 +237,9 @@ def collate(dataset: Dataset, memory_keys: str | None, samples: Sequence[Any]) -
         for tensor in filter(torch.is_tensor, batch):
             tensor.share_memory_()
     except (RuntimeError, OSError) as error:
-        if not shared_memory.is_full(error):
+        if not memory.shared_memory_is_full(error):
             raise
-        return shared_memory.full(memory_keys)
+        return memory.shared_memory_error(memory_keys)
     return batch
 
 

@@ -10,10 +10,9 @@ from transformer_components.decoder import DecoderLayer, TransformerDecoder
 from transformer_components.encoder import EncoderLayer, TransformerEncoder
 from transformer_components.encoder_decoder import TransformerEncoderDecoder, evaluating
 from transformer_components.kv_cache import DecoderCache, LayerCache
-from transformer_components.linear import Linear
 from transformer_components.sampling import draw, sample
 from transformer_components.static_decoding import StaticCache, StaticDecoding
-from transformer_components.sublayers import FeedForward, Residual, StackConfig, initialize, sinusoids
+from transformer_components.sublayers import FeedForward, Linear, Residual, StackConfig, initialize, sinusoids
 
 __all__ = [
     "BeamSearchOptions",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transformer_components.linear import Linear
+from transformer_components.sublayers import Linear
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:

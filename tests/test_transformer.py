@@ -9,11 +9,13 @@ from torch import nn
 
 from transformer_components import (
     DecoderLayer,
+    DropPath,
     EncoderLayer,
     StackConfig,
     TransformerDecoder,
     TransformerEncoder,
     initialize,
+    set_drop_path,
     sinusoids,
 )
 
@@ -185,3 +187,29 @@ def test_sinusoids_are_those_of_the_paper():
 def test_impossible_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         configured(**changes)
+
+
+def test_drop_path_leaves_out_whole_samples_and_keeps_the_expectation():
+    torch.manual_seed(0)
+    part = DropPath()
+    part.rate = 0.25
+    x = torch.rand(4000, 3, 2) + 1
+    ratio = (part(x) / x).flatten(1)  # each sample's factor, six times over
+    kept = ratio[:, :1] > 0
+    torch.testing.assert_close(ratio, torch.where(kept, 1 / 0.75, 0.0).expand_as(ratio))
+    assert float(ratio.mean()) == pytest.approx(1, abs=0.03)  # four standard errors of 4,000 draws
+    assert torch.equal(part.eval()(x), x)
+
+
+@NORMS
+def test_a_layer_that_is_always_left_out_passes_its_input_on(pre_norm):
+    encoder = TransformerEncoder(configured(num_layers=3, pre_norm=pre_norm)).train()
+    set_drop_path(encoder.layers, 0.5)
+    rates = [part.rate for part in encoder.modules() if isinstance(part, DropPath)]
+    assert rates == [0, 0, 0.25, 0.25, 0.5, 0.5]
+    top, x = encoder.layers[-1], torch.randn(5, 7, 16)
+    set_drop_path(nn.ModuleList([nn.Identity(), top]), 1 - 1e-9)
+    expected = x
+    if not pre_norm:  # the norms come after the sums
+        expected = top.feedforward_residual.norm(top.self_attention_residual.norm(x))
+    torch.testing.assert_close(top(x), expected)

@@ -12,12 +12,22 @@ from transformer_components.encoder_decoder import TransformerEncoderDecoder, ev
 from transformer_components.kv_cache import DecoderCache, LayerCache
 from transformer_components.sampling import draw, sample
 from transformer_components.static_decoding import StaticCache, StaticDecoding
-from transformer_components.sublayers import FeedForward, Linear, Residual, StackConfig, initialize, sinusoids
+from transformer_components.sublayers import (
+    DropPath,
+    FeedForward,
+    Linear,
+    Residual,
+    StackConfig,
+    initialize,
+    set_drop_path,
+    sinusoids,
+)
 
 __all__ = [
     "BeamSearchOptions",
     "DecoderCache",
     "DecoderLayer",
+    "DropPath",
     "EncoderLayer",
     "FeedForward",
     "Hypothesis",
@@ -38,5 +48,6 @@ __all__ = [
     "initialize",
     "sample",
     "scaled_dot_product_attention",
+    "set_drop_path",
     "sinusoids",
 ]

@@ -83,12 +83,38 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath()
         self.pre_norm = config.pre_norm
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
-            return x + self.dropout(sublayer(self.norm(x)))  # (B, T, D)
-        return self.norm(x + self.dropout(sublayer(x)))  # (B, T, D)
+            return x + self.drop_path(self.dropout(sublayer(self.norm(x))))  # (B, T, D)
+        return self.norm(x + self.drop_path(self.dropout(sublayer(x))))  # (B, T, D)
+
+
+class DropPath(nn.Module):
+    """Leaves a sublayer out of some samples in training: stochastic depth (Huang et al. 2016, section 3).
+
+    What stays is scaled up, so that its expectation is that of evaluation, where nothing is left out.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.rate = 0.0  # share of the samples without it; see `set_drop_path`
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand(len(x), *(1,) * (x.dim() - 1), device=x.device) >= self.rate  # (B, 1, 1)
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+def set_drop_path(layers: nn.ModuleList, rate: float) -> None:
+    """Lets a stack's layers be left out: none of the lowest, `rate` of the top one, linearly in between."""
+    for number, layer in enumerate(layers):
+        for part in layer.modules():
+            if isinstance(part, DropPath):
+                part.rate = rate * number / max(1, len(layers) - 1)
 
 
 def final_norm(config: StackConfig) -> nn.Module:

@@ -1,0 +1,77 @@
+"""The running mean of the weights against torch's own, skipped steps, and the exchange in place."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training.averaging import WARM_UP, WeightAverage
+
+
+def model_of(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def walk(model: nn.Module) -> None:
+    """Moves the weights a bit, as an optimizer would."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+
+
+def test_after_its_warm_up_the_mean_is_that_of_torch():
+    decay, first = 0.9, 200  # (1 + 200) / (WARM_UP + 200) is above the decay
+    assert (1 + first) / (WARM_UP + first) > decay
+    model = model_of(1)
+    average = WeightAverage(model, decay)
+    reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    reference.update_parameters(model)  # its first update copies
+    for number in range(30):
+        walk(model)
+        average.update(first + number, torch.tensor(True))
+        reference.update_parameters(model)
+    for mean, expected in zip(average.means, reference.module.parameters(), strict=True):
+        torch.testing.assert_close(mean, expected)
+
+
+def test_a_long_run_of_a_high_decay_does_not_remember_its_first_weights():
+    model = model_of(1)
+    average = WeightAverage(model, 0.9999)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    for number in range(1, 41):
+        average.update(number, torch.tensor(True))
+    left = [float(mean.abs().max()) for mean in average.means if mean.dim() == 2]
+    assert max(left) < 1e-6  # without the warm-up, 0.996 of them were still there
+
+
+def test_a_step_not_taken_leaves_the_mean_as_it_is():
+    model = model_of(2)
+    average = WeightAverage(model, 0.5)
+    before = [mean.clone() for mean in average.means]
+    walk(model)
+    average.update(100, torch.tensor(False))
+    assert all(torch.equal(mean, old) for mean, old in zip(average.means, before))
+
+
+def test_inside_the_model_has_the_mean_and_afterwards_its_own_weights_even_after_an_error():
+    model = model_of(3)
+    average = WeightAverage(model, 0.9)
+    walk(model)
+    average.update(100, torch.tensor(True))
+    own, mean = [p.clone() for p in model.parameters()], [m.clone() for m in average.means]
+    with average.in_place():
+        assert all(torch.equal(p, m) for p, m in zip(model.parameters(), mean))
+    assert all(torch.equal(p, o) for p, o in zip(model.parameters(), own))
+    with pytest.raises(KeyboardInterrupt), average.in_place():
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, o) for p, o in zip(model.parameters(), own))
+    assert all(torch.equal(a, m) for a, m in zip(average.means, mean))
+
+
+def test_a_tied_weight_is_averaged_once():
+    model = model_of(4)
+    model.tied = nn.Linear(5, 2)
+    model.tied.weight = model[2].weight
+    assert len(WeightAverage(model, 0.9).means) == len(list(model.parameters()))

@@ -334,6 +334,8 @@ class ImageOnlyDataset(CocoDataset):
 
     Args: as for `CaptFirstDataset`, but
         splits: "train", "val", "unlabeled", or a sequence of these.
+        crops_per_image: samples of each image, every one with a crop of its own.  Where images are few, an
+            epoch that sees each of them once is soon over, and saving and validation take as long as it.
     """
 
     def __init__(
@@ -343,19 +345,22 @@ class ImageOnlyDataset(CocoDataset):
         *,
         data: CocoData = COCO,
         subset: float = 1.0,
+        crops_per_image: int = 1,
     ):
         splits = [splits] if isinstance(splits, str) else list(splits)
         image_ids = [torch.tensor(data.image_ids(split)) for split in splits]
         numbers = torch.repeat_interleave(torch.tensor([len(ids) for ids in image_ids]))
         everything = torch.cat(image_ids)
         chosen = torch.isin(everything, choose_images(everything, subset))
-        self.image_ids = everything[chosen]
-        self.split_numbers = numbers[chosen]  # (samples,): to which of the splits each picture belongs
+        self.num_images = int(chosen.sum())
+        self.image_ids = everything[chosen].repeat(crops_per_image)
+        self.split_numbers = numbers[chosen].repeat(crops_per_image)  # (samples,): each one's split
         self.split, self.splits, self.data = "+".join(splits), splits, data
         self.transform = transform
 
     def files(self) -> tuple[list[Path], Tensor]:
-        return [self.file_of(index) for index in range(len(self))], torch.arange(len(self))
+        files = [self.file_of(index) for index in range(self.num_images)]
+        return files, torch.arange(len(self)) % self.num_images
 
     def file_of(self, index: int) -> Path:
         return self.data.image_file(self.splits[self.split_numbers[index]], int(self.image_ids[index]))
@@ -418,14 +423,16 @@ class LoaderOptions:
         False  # batches of captions of similar length, `training.sampling.bucket_by_length`
     )
 
+    crops_per_image: int = 1  # samples of each image, if there are no captions: see `ImageOnlyDataset`
+
     # Of captions, see `CaptFirstDataset`
     context_length: int | None = None  # tokens that the decoder reads; None truncates nothing
     pad_id: int | None = None  # None: the tokenizer's <PAD>
     captions_per_image: int = 1  # more than 1: see `ImageCaptionsDataset`
 
     @classmethod
-    def of_run(cls, config: TrainingConfig, subset: float, **captions: int | bool | None) -> Self:
-        """The options of a training run: what its configuration says, and the options of its captions."""
+    def of_run(cls, config: TrainingConfig, subset: float, **more: int | bool | None) -> Self:
+        """The options of a training run: what every configuration says, and those of its own stage."""
         return cls(
             subset=subset,
             seed=config.seed,
@@ -433,7 +440,7 @@ class LoaderOptions:
             cache_images=config.cache_images,
             accumulation=config.accumulation_steps,
             skip_unreadable=True,
-            **captions,
+            **more,
         )
 
 
@@ -474,7 +481,8 @@ def get_coco_loader(
     captions = {"context_length": options.context_length, "pad_id": options.pad_id}
     per_image = options.captions_per_image
     if mode == "image_only":
-        dataset = ImageOnlyDataset(split, transform, **images)
+        crops = options.crops_per_image if shuffle else 1
+        dataset = ImageOnlyDataset(split, transform, **images, crops_per_image=crops)
     elif mode == "image_first":
         dataset = ImgFirstDataset(split, transform, **images)
     elif mode == "caption_first" and per_image == 1:

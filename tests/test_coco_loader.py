@@ -79,6 +79,26 @@ def test_image_only_iterates_over_all_images_of_several_splits(tiny_coco):
     assert max(train) > 2**31  # ids need 64 bits
 
 
+def test_an_epoch_may_show_several_crops_of_each_image(tiny_coco):
+    options = LoaderOptions(crops_per_image=3, cache_images=True)
+    common = {"mode": "image_only", "data": CocoData(tiny_coco), "options": options}
+    splits = ["train", "unlabeled"]
+    loader = get_coco_loader(splits, 4, TrainingTransform(16), shuffle=True, **common)
+    once = ImageOnlyDataset(splits, EVALUATION, data=CocoData(tiny_coco)).image_ids.tolist()
+    assert len(loader.dataset) == 3 * len(once)
+    batches = list(loader)
+    seen = torch.cat([batch.image_ids for batch in batches]).tolist()
+    assert sorted(seen) == sorted(3 * once)
+    crops = {
+        (image_id, image.numpy().tobytes())
+        for b in batches
+        for image_id, image in zip(b.image_ids.tolist(), b.images)
+    }
+    assert len(crops) > 2 * len(once)  # of images this small some crops are equal
+    assert len(loader.dataset.cached.store.sizes) == len(once)  # each image lies in memory once
+    assert len(get_coco_loader(splits, 4, EVALUATION, **common).dataset) == len(once)
+
+
 def test_images_without_captions_and_any_text_are_kept(make_tiny_coco):
     paths = make_tiny_coco(val=2, captions=0)
     assert [s.captions for s in ImgFirstDataset("val", EVALUATION, data=CocoData(paths))] == [[], []]

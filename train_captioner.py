@@ -46,7 +46,7 @@ from training.loop import Trainer
 from training.optimizer import adamw, warmup_then_cosine
 from training.run import Run, open_run
 from training.step import Stepper, gradient_scaler
-from transformer_components import TransformerEncoderDecoder
+from transformer_components import TransformerEncoderDecoder, set_drop_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ class CaptionerConfig(CaptioningConfig, TrainingConfig):
     # Below 1, several learn from the first epoch on.
     unfreeze_start_epoch: int
     layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
+    # Of the encoder's top layer, how often it is left out of a sample in training; 0 for the lowest layer.
+    drop_path: float = bounded(at_least=0, below=1)
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
     # Images that each process decodes at once for BLEU-4: a share of the GPU's memory, not of `batch_size`.
     eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)
@@ -101,6 +103,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     captioner = new_captioner(config, encoder, tokenizer, device)
     if pretrained:
         load_encoder(captioner.model.encoder, pretrained["model"])
+    set_drop_path(captioner.model.encoder.transformer.layers, config.drop_path)
     layer_decay = 1.0 if from_scratch else config.layer_decay
     groups = parameter_groups(captioner.model, config.learning_rate, layer_decay)
     optimizer = adamw(captioner.model, groups, config)
@@ -129,12 +132,14 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         for epoch in trainer.epochs(options.epochs):
             unfrozen = max(0, epoch + 1 - config.unfreeze_start_epoch) + 1  # the decoder from the start
             unfreeze(groups, len(groups) if from_scratch else unfrozen)
-            figures = trainer.train() | trainer.validate()
-            if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
-                figures |= score_split(captioner, image_loader, scoring)
+            figures = trainer.train()
+            with trainer.mean_weights():
+                figures |= trainer.validate()
+                if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
+                    figures |= score_split(captioner, image_loader, scoring)
+                examples = first_captions(captioner, image_loader.dataset) if distributed.is_main() else {}
             trainer.end_epoch(figures)
             if distributed.is_main():
-                examples = first_captions(captioner, image_loader.dataset)
                 print("\n".join(f"    {name}: {text}" for name, text in examples.items()), flush=True)
                 if run.board:
                     run.board.captions(examples, epoch)

@@ -32,6 +32,7 @@ from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from paths import chosen
 from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
 from support import command_line, distributed
+from support.configuration import bounded
 from support.files import require_unix
 from training.config import TrainingConfig
 from training.loop import Trainer
@@ -45,9 +46,10 @@ class MaeConfig(ReconstructionConfig, TrainingConfig):
     """The keys of `mae_config.yaml`."""
 
     STAGE, FILE, SHAPE = "encoder", "mae_config", AutoEncoderShape
-    EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "splits")
+    EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "splits", "crops_per_image")
 
     splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose pictures to train on
+    crops_per_image: int = bounded(at_least=1, at_most=1000)  # in an epoch, each a sample of its own
 
     def __post_init__(self) -> None:
         ReconstructionConfig.__post_init__(self)
@@ -89,7 +91,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         "num_workers": config.num_workers,
         "mode": "image_only",
         "data": data,
-        "options": LoaderOptions.of_run(config, options.subset),
+        "options": LoaderOptions.of_run(config, options.subset, crops_per_image=config.crops_per_image),
     }
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
     val_transform = EvaluationTransform(config.image_size)
@@ -104,10 +106,12 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         print(f"splits: {where} has no unlabeled images: training on {', '.join(splits)}", flush=True)
     with run.lock, train_loader, val_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
-            figures = trainer.train() | trainer.validate()
+            figures = trainer.train()
+            with trainer.mean_weights():
+                figures |= trainer.validate()
+                shown = first_reconstructions(auto_encoder, val_loader, config) if run.board else None
             trainer.end_epoch(figures)
             if run.board:
-                shown = first_reconstructions(auto_encoder, val_loader, config)
                 run.board.pictures("reconstructions", shown[:4], epoch)
 
 

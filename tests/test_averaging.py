@@ -25,11 +25,12 @@ def test_after_its_warm_up_the_mean_is_that_of_torch():
     assert (1 + first) / (WARM_UP + first) > decay
     model = model_of(1)
     average = WeightAverage(model, decay)
+    average.steps = first
     reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     reference.update_parameters(model)  # its first update copies
-    for number in range(30):
+    for _ in range(30):
         walk(model)
-        average.update(first + number, torch.tensor(True))
+        average.update(torch.tensor(True))
         reference.update_parameters(model)
     for mean, expected in zip(average.means, reference.module.parameters(), strict=True):
         torch.testing.assert_close(mean, expected)
@@ -40,8 +41,8 @@ def test_a_long_run_of_a_high_decay_does_not_remember_its_first_weights():
     average = WeightAverage(model, 0.9999)
     for parameter in model.parameters():
         parameter.data.zero_()
-    for number in range(1, 41):
-        average.update(number, torch.tensor(True))
+    for _ in range(40):
+        average.update(torch.tensor(True))
     left = [float(mean.abs().max()) for mean in average.means if mean.dim() == 2]
     assert max(left) < 1e-6  # without the warm-up, 0.996 of them were still there
 
@@ -51,7 +52,7 @@ def test_a_step_not_taken_leaves_the_mean_as_it_is():
     average = WeightAverage(model, 0.5)
     before = [mean.clone() for mean in average.means]
     walk(model)
-    average.update(100, torch.tensor(False))
+    average.update(torch.tensor(False))
     assert all(torch.equal(mean, old) for mean, old in zip(average.means, before))
 
 
@@ -59,7 +60,7 @@ def test_inside_the_model_has_the_mean_and_afterwards_its_own_weights_even_after
     model = model_of(3)
     average = WeightAverage(model, 0.9)
     walk(model)
-    average.update(100, torch.tensor(True))
+    average.update(torch.tensor(True))
     own, mean = [p.clone() for p in model.parameters()], [m.clone() for m in average.means]
     with average.in_place():
         assert all(torch.equal(p, m) for p, m in zip(model.parameters(), mean))
@@ -75,3 +76,16 @@ def test_a_tied_weight_is_averaged_once():
     model.tied = nn.Linear(5, 2)
     model.tied.weight = model[2].weight
     assert len(WeightAverage(model, 0.9).means) == len(list(model.parameters()))
+
+
+def test_what_is_tied_in_the_model_is_tied_in_its_means():
+    model = model_of(4)
+    model.tied = nn.Linear(5, 2)
+    model.tied.weight = model[2].weight
+    average = WeightAverage(model, 0.9)
+    walk(model)
+    average.update(torch.tensor(True))
+    state = average.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert state["tied.weight"] is state["2.weight"]
+    assert not torch.equal(state["2.weight"], model[2].weight)

@@ -45,6 +45,8 @@ class TrainingConfig:
     decay_matrices_only: bool  # spare biases, norms and positions: they map nothing
     beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
     gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
+    # Share of the old mean that a step keeps in the running mean of the weights; 0 keeps no mean.
+    ema_decay: float = bounded(at_least=0, below=1)
     precision: Precision
     compile: bool  # torch.compile, on a GPU only
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
@@ -76,13 +78,17 @@ Config = TypeVar("Config", bound=TrainingConfig)
 LATER_KEYS = {
     "loading_timeout": 60.0,
     "cache_images": False,
+    "ema_decay": 0.0,
+    "crops_per_image": 1,
+    "drop_path": 0.0,
 }  # what held, or nearly, before checkpoints had these keys
 
 
 def saved_config(config_class: type[Config], resume: dict[str, Any], source: str) -> Config:
     """The configuration that a checkpoint holds, also one that is older than some key; `source` names it."""
     saved = resume["config"]
-    return config_from_dict(LATER_KEYS | saved if isinstance(saved, dict) else saved, config_class, source)
+    later = {field.name: LATER_KEYS[field.name] for field in fields(config_class) if field.name in LATER_KEYS}
+    return config_from_dict(later | saved if isinstance(saved, dict) else saved, config_class, source)
 
 
 def run_config(

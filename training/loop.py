@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,7 @@ from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.progress_bars import progress_bar
 from training import checkpoints
+from training.averaging import WeightAverage
 from training.config import in_mid_epoch
 from training.contents import restoring
 from training.epoch_log import epoch_line, write_log
@@ -70,6 +72,8 @@ class Trainer:
         self.model, self.stepper, self.optimizer = model, stepper, stepper.optimizer
         self.train_loader, self.val_loader = train_loader, val_loader
         self.contents = {"config": config_to_dict(run.config), **contents}
+        self.average = WeightAverage(model, self.config.ema_decay) if self.config.ema_decay else None
+        stepper.average = self.average
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps
         self.progress = Progress()
@@ -150,6 +154,10 @@ class Trainer:
         loss_sum, weight_sum = distributed.total(sums).tolist()
         return {"val_loss": loss_sum / weight_sum if weight_sum else math.nan}
 
+    def mean_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the running mean of its weights, if the run keeps one."""
+        return self.average.in_place() if self.average else nullcontext()
+
     def end_epoch(self, figures: dict[str, Any]) -> None:
         """Ends the epoch: enters its figures, saves, prunes, prints its line and writes the logs."""
         progress, unit = self.progress, self.train_loader.dataset.unit
@@ -181,7 +189,7 @@ class Trainer:
                 "schema": checkpoints.SCHEMA,
                 "stage": self.config.STAGE,
                 **self.contents,
-                "model": self.model.state_dict(),
+                **self._weights(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.stepper.scaler.state_dict(),
                 "progress": asdict(self.progress),
@@ -190,6 +198,16 @@ class Trainer:
         )
         self._newest = path.resolve()
         checkpoints.prune(self.folder, path, self.config.keep_checkpoints, self.progress.history)
+
+    def _weights(self) -> dict[str, Any]:
+        """What a checkpoint holds of the weights: those to use, and those to train on if they are others."""
+        if self.average is None:
+            return {"model": self.model.state_dict()}
+        return {
+            "model": self.average.state_dict(),
+            "last_weights": self.model.state_dict(),
+            "averaged_steps": self.average.steps,
+        }
 
     # --- steps and their reports ---
 
@@ -298,7 +316,9 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             progress = Progress(**state["progress"])
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(state.get("last_weights", state["model"]))
+            if self.average:
+                self.average.load_state_dict(state["model"], state.get("averaged_steps", 0))
             restore_moments(self.optimizer, state["optimizer"])
             if state["scaler"]:  # empty where the run was not in float16 so far
                 self.stepper.scaler.load_state_dict(state["scaler"])

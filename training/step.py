@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from support import distributed, interrupts
 from support.devices import autocast, choose_precision
+from training.averaging import WeightAverage
 from training.config import TrainingConfig
 from training.network import gradients_arrive
 from training.optimizer import Schedule
@@ -62,6 +63,7 @@ class Stepper:
         self.loss_fn, self.optimizer, self.scheduler, self.scaler = loss_fn, optimizer, scheduler, scaler
         self.config, self.device = config, device
         self.precision = choose_precision(config.precision, device)
+        self.average: WeightAverage | None = None  # takes in the weights after each step
         self.gradients_seen = False  # in this epoch: at its first step they are looked at
 
     def step(
@@ -92,6 +94,8 @@ class Stepper:
             self.gradients_seen = gradients_arrive(network, self.optimizer, counts=taken)
         loss_scale = self.scaler.scale(torch.ones_like(loss_sum))  # before the update changes it
         self._update(taken, self.scheduler(epochs))
+        if self.average:
+            self.average.update(taken)
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), loss_scale, taken.double()])]))
 
     def _backward(

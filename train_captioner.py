@@ -168,12 +168,17 @@ def caption_loaders(
 
 
 def score_split(captioner: Captioner, loader: Loader, scoring: Scoring) -> dict[str, float]:
-    """BLEU-4 of the captions of an image-first loader, and how many of them differ."""
+    """BLEU-4 and CIDEr of the captions of an image-first loader, and how many of them differ."""
     captioned = caption_split(captioner, loader)
     statistics = caption_statistics(captioned.captions.values())
     if statistics.collapsed and distributed.is_main():
         print(statistics.warning(), file=sys.stderr, flush=True)
-    return {"bleu4": score_captions(captioned, scoring)["BLEU-4"], "distinct_captions": statistics.distinct}
+    scores = score_captions(captioned, scoring)
+    return {
+        "bleu4": scores["BLEU-4"],
+        "cider": scores["CIDEr"],
+        "distinct_captions": statistics.distinct,
+    }
 
 
 def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from support.interrupts import Interrupted
+from tests.training_cases import ONE_LAYER, assert_same, record_steps, stage_runner, state_of
 from training.averaging import WARM_UP, WeightAverage
 
 
@@ -89,3 +91,23 @@ def test_what_is_tied_in_the_model_is_tied_in_its_means():
     assert state.keys() == model.state_dict().keys()
     assert state["tied.weight"] is state["2.weight"]
     assert not torch.equal(state["2.weight"], model[2].weight)
+
+
+@pytest.mark.parametrize("stage", ["encoder", "captioner"])
+def test_a_run_that_keeps_a_mean_goes_on_to_the_bit(make_tiny_coco, tmp_path, stage, monkeypatch):
+    """And its checkpoint's model is the mean, not the weights that are trained further."""
+    run = stage_runner(
+        make_tiny_coco(train=10, val=4, unlabeled=3)["data"], tmp_path,
+        encoder={"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}}, captioner={"decoder": {**ONE_LAYER}},
+    )  # fmt: skip
+    switches = {"ema_decay": 0.8} | ({"drop_path": 0.5} if stage == "captioner" else {"crops_per_image": 2})
+    run(stage, "whole", "--epochs", "2", **switches)
+    with monkeypatch.context() as patch:
+        record_steps(patch, stop_after=2)
+        with pytest.raises(Interrupted):
+            run(stage, "parts", "--epochs", "2", **switches)
+    run(stage, "parts", "-c", "last", "--epochs", "2", config=False)
+    whole = state_of(tmp_path / "whole", stage)
+    assert_same(state_of(tmp_path / "parts", stage), whole)
+    assert whole["averaged_steps"] > 0
+    assert not all(torch.equal(whole["model"][name], last) for name, last in whole["last_weights"].items())

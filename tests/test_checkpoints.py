@@ -387,6 +387,12 @@ def test_best_is_by_bleu_then_loss_and_never_nan(figures, best):
     assert checkpoints.best_epoch(history) == best
 
 
+def test_best_is_by_cider_where_it_is_known():
+    history = [{"epoch": 1, "bleu4": 0.3}, {"epoch": 2, "bleu4": 0.1, "cider": 0.5}]
+    assert checkpoints.best_epoch([*history, {"epoch": 3, "bleu4": 0.2, "cider": 0.4}]) == 2
+    assert checkpoints.best_epoch([*history, {"epoch": 3, "bleu4": 0.2, "cider": 0.5}]) == 3
+
+
 def test_a_stale_higher_number_does_not_make_pruning_delete_the_new_one(tmp_path):
     """A new run beside an old one's checkpoint90: "keep the newest two" deleted every file the run wrote."""
     save(tmp_path, 89, elements=1)

@@ -38,6 +38,7 @@ COMMON = {
     "crop_scale": ([0.5, 0.9], None),
     "num_workers": (1, None),
     "cache_images": (True, None),
+    "ema_decay": (0.9, None),
     "loading_timeout": (7.5, None),
     "keep_checkpoints": (3, None),
     "checkpoint_minutes": (2.0, None),
@@ -54,6 +55,7 @@ KEYS = {
         "decoder": ({**ONE_LAYER, "dropout": 0.1}, "always"),
         "normalize_targets": (True, None),
         "splits": (["train"], "within"),
+        "crops_per_image": (2, "within"),
     },
     "captioner": COMMON
     | {
@@ -66,6 +68,7 @@ KEYS = {
         "label_smoothing": (0.2, None),
         "unfreeze_start_epoch": (1, None),
         "layer_decay": (0.5, None),
+        "drop_path": (0.3, None),
         "num_beams": (3, None),
         "length_alpha": (0.1, None),
         "eval_freq": (2, None),

@@ -228,7 +228,7 @@ def prune(folder: Path, written: Path, keep: int, history: Iterable[dict[str, An
         folder: the folder of the run.
         written: the checkpoint just saved; nothing happens without it.
         keep: how many ends of epochs stay, at least 1.
-        history: one dict an epoch, with `epoch` and, where known, `bleu4` and `val_loss`.
+        history: one dict an epoch, with `epoch` and, where known, `cider`, `bleu4` and `val_loss`.
     """
     past = [path for path in existing(folder) if position(path) <= position(written)]
     ends_of_epochs = [path.name for path in past if position(path)[1] == 0]
@@ -241,11 +241,15 @@ def prune(folder: Path, written: Path, keep: int, history: Iterable[dict[str, An
 
 
 def best_epoch(history: Iterable[dict[str, Any]]) -> int | None:
-    """The epoch of highest BLEU-4, then of lowest validation loss; a missing or NaN figure is never best."""
+    """The epoch of highest CIDEr, then of highest BLEU-4, then of lowest validation loss.
+
+    A missing or NaN figure is never best.  CIDEr comes first because BLEU-4 hardly tells small captioners
+    apart.
+    """
 
     def merit(epoch: dict[str, Any]) -> tuple[float, float]:
         loss = epoch.get("val_loss")
-        figures = (epoch.get("bleu4"), None if loss is None else -loss)
+        figures = (epoch.get("cider"), epoch.get("bleu4"), None if loss is None else -loss)
         return tuple(-math.inf if f is None or not math.isfinite(f) else f for f in figures)
 
     best = max(history, key=merit, default={})

@@ -23,6 +23,7 @@ TAGS = {  # what an epoch's figures are called
     "train_loss": "loss/train",
     "val_loss": "loss/val",
     "bleu4": "captions/BLEU-4",
+    "cider": "captions/CIDEr",
     "distinct_captions": "captions/distinct",
     "learning_rate": "rate/base",
     "gradient_norm": "steps/gradient norm",
@@ -65,6 +66,8 @@ def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
     parts.append(f"val {entry['val_loss']:.4f}")
     if entry.get("bleu4") is not None:
         parts.append(f"BLEU-4 {100 * entry['bleu4']:.2f}")
+    if entry.get("cider") is not None:
+        parts.append(f"CIDEr {100 * entry['cider']:.2f}")
     parts.append(f"lr {entry['learning_rate']:.1e}")
     parts.append(f"{entry['samples_per_second']:.0f} {unit}/s, {entry['seconds']:.0f} s")
     if entry["skipped_steps"]:

@@ -77,7 +77,13 @@ class Trainer:
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps
         self.progress = Progress()
-        self.network = Network(model, run.config.compile, run.device, uneven=run.config.STAGE == "captioner")
+        self.network = Network(
+            model,
+            run.config.compile,
+            run.device,
+            uneven=run.config.STAGE == "captioner",
+            accumulation_steps=run.config.accumulation_steps,
+        )
         self.lag = 1 if run.device.type == "cuda" else 0  # steps queued on the device before a report is read
         self._queue: deque[Queued] = deque()
         self._ending: tuple[int, Exception] | None = None  # after which step to raise what

@@ -18,8 +18,15 @@ OLDEST_COMPILED = (7, 0)  # compute capability: Triton makes no kernels for a GP
 class Network:
     """A model in the form in which `loss_fn` gets it; for the arguments see `wrap`."""
 
-    def __init__(self, model: nn.Module, compiled: bool, device: torch.device, uneven: bool):
-        self.model, self._how = model, (compiled, device, uneven)
+    def __init__(
+        self,
+        model: nn.Module,
+        compiled: bool,
+        device: torch.device,
+        uneven: bool,
+        accumulation_steps: int = 1,
+    ):
+        self.model, self._how = model, (compiled, device, uneven, accumulation_steps)
         self._wrapped = model
         self._learning: tuple[bool, ...] | None = None  # which parameters did when it was wrapped
 
@@ -35,7 +42,9 @@ class Network:
             self._wrapped, self._learning = wrap(self.model, *self._how), learning
 
 
-def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -> nn.Module:
+def wrap(
+    model: nn.Module, compiled: bool, device: torch.device, uneven: bool, accumulation_steps: int = 1
+) -> nn.Module:
     """The model as the training loop is to call it, until other parameters are to learn.
 
     Args:
@@ -44,6 +53,7 @@ def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -
         device: where the model lies.
         uneven: whether what the model is called with are images and tokens (B, T), T differing from batch to
             batch: then one graph is made for all T and B, and not one for the first and two more later.
+        accumulation_steps: passes whose gradients are added up.
     """
     network = model
     if compiled and can_compile(device):
@@ -53,12 +63,24 @@ def wrap(model: nn.Module, compiled: bool, device: torch.device, uneven: bool) -
         # With many processes Dynamo would cut the graph wherever a bucket of gradients is full, so that these
         # travel earlier. Where lengths are symbols that fails, and within one machine it gains little.
         torch._dynamo.config.optimize_ddp = False
-        network = torch.compile(network, backend=BACKENDS[device.type])
+        graphs = {"mode": "reduce-overhead"} if records_graphs(device, uneven, accumulation_steps) else {}
+        network = torch.compile(network, backend=BACKENDS[device.type], **graphs)
         if uneven:
             network.register_forward_pre_hook(_mark_dynamic)
     if distributed.world_size() > 1:
         network = nn.parallel.DistributedDataParallel(network)
     return network
+
+
+def records_graphs(device: torch.device, uneven: bool, accumulation_steps: int) -> bool:
+    """Whether compiled passes are to be recorded as CUDA graphs, so that one call launches all kernels.
+
+    A step of the first stage, ViT-B/16 and 64 images, took 20.6 ms on an H100 with them and 34.2 ms without:
+    its kernels take 13 ms, and Python the rest.  They are for one shape, so not for captions; and a second
+    pass would overwrite the gradients of the first, which are not copied.
+    """
+    alone = distributed.world_size() == 1  # others' gradients are awaited in the backward pass
+    return device.type == "cuda" and alone and not uneven and accumulation_steps == 1
 
 
 def can_compile(device: torch.device) -> bool:

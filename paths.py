@@ -42,6 +42,7 @@ def locations(
         "file_names": data / "file_names.json",
         "encoder_checkpoints": checkpoints / "encoder",
         "captioner_checkpoints": checkpoints / "captioner",
+        "self_critical_checkpoints": checkpoints / "self_critical",
         "process_coco": ROOT / "process_coco.py",
         "sample": SAMPLE,
         "sample_recipe": SAMPLE_RECIPE,

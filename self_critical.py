@@ -1,6 +1,8 @@
 """The self-critical stage: a trained captioner learns from what its own captions score (Rennie et al. 2017).
 
-    python train_captioner.py --self-critical -c last
+    python train_captioner.py --self-critical -c last    begins with the newest captioner; then goes on
+
+Its checkpoints lie in `checkpoints/self_critical/`; they are a captioner's like any other.
 
 Of each image it draws some captions, scores each with CIDEr-D, and makes those likelier that score above the
 others of the same image (Luo 2020, arXiv:2003.09971).  The loss is the negative mean reward; its gradient is
@@ -11,8 +13,11 @@ estimated by the score function (Williams 1992):
 Shapes: B images, W samples of each, L context length, T tokens of the longest sample, V vocabulary.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -20,12 +25,91 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner import Captioner
+from coco.data import CocoData
 from coco.tokenizer import EOS, PAD, SOS, UNK
-from image_transforms import normalize
+from coco_loader import LoaderOptions, get_coco_loader
+from image_transforms import TrainingTransform, normalize
 from scoring.metrics import Cider, ptb_tokenize
 from support import distributed
+from support.configuration import sets
+from support.errors import UsageError
+from training import checkpoints
+from training.config import TrainingConfig
+from training.loading import Loader
+from training.progress import Progress
+from training.run import Run, open_run
 from training.sampling import hashed_noise
 from transformer_components import TransformerEncoderDecoder, evaluating
+
+# What of the configuration the stage has its own of.
+OWN_KEYS = {"total_epochs": "self_critical_epochs", "learning_rate": "self_critical_learning_rate"}
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[str, Any]]:
+    """Loads what `-c` names: a checkpoint of this stage to resume, or a captioner to begin with.
+
+    A bare name or `last` is looked for in this stage's folder, then among the captioners.
+
+    Returns:
+        The file, and what it holds; a captioner's as if no step of this stage were done.
+    """
+    folders = paths["self_critical_checkpoints"], paths["captioner_checkpoints"]
+    begun = checkpoints.existing(folders[0]) if wanted == "last" else (folders[0] / wanted).is_file()
+    path, state = checkpoints.load_named(folders[0 if begun else 1], wanted, "captioner")
+    if not state.get("self_critical"):
+        if distributed.is_main():
+            print(f"self-critical: begins with {path}", flush=True)
+        optimizer = {**state["optimizer"], "state": {}}
+        state = {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
+        for part in ("last_weights", "averaged_steps"):  # it begins with the weights that were evaluated
+            state.pop(part, None)
+    return path, state
+
+
+def stage_config(config: Config, changes: Sequence[str]) -> Config:
+    """The configuration of this stage: few epochs, a small rate that falls from the start, nothing frozen.
+
+    Args:
+        config: the captioner's.
+        changes: `--set`, each "key=value".
+
+    Raises:
+        UsageError: a change that this stage would not heed.
+    """
+    for key, own in OWN_KEYS.items():
+        if any(sets(change, key) for change in changes):
+            raise UsageError(f"--set {key}: the self-critical stage reads {own}; set that")
+    values = {key: getattr(config, own) for key, own in OWN_KEYS.items()}
+    return replace(config, **values, warmup_epochs=0.0, min_learning_rate=0.0)
+
+
+def open_stage(
+    options: argparse.Namespace,
+    paths: Mapping[str, Path],
+    config_class: type[Config],
+    require_model: Callable[[Path, dict[str, Any]], object],
+    device: torch.device,
+) -> Run[Config]:
+    """As `open_run`, for a run of this stage."""
+    loaded = load_checkpoint(paths, options.checkpoint)
+    own = {**paths, f"{config_class.STAGE}_checkpoints": paths["self_critical_checkpoints"]}
+    run = open_run(options, own, config_class, require_model, device, loaded)
+    return replace(run, config=stage_config(run.config, options.changes))
+
+
+def image_loaders(
+    config: TrainingConfig, data: CocoData, captioner: Captioner, subset: float
+) -> tuple[Loader, Loader]:
+    """Loaders of the images to train on, each once an epoch, and of those to validate on.
+
+    Training images are cropped as before but not mirrored: their captions may speak of left and right.
+    """
+    options = LoaderOptions.of_run(config, subset)
+    loading = {"num_workers": config.num_workers, "data": data, "options": options, "mode": "image_only"}
+    transform = TrainingTransform(captioner.transform.size, config.crop_scale).without_flip()
+    train_loader = get_coco_loader("train", config.batch_size, transform, shuffle=True, **loading)
+    return train_loader, get_coco_loader("val", config.batch_size, captioner.transform, **loading)
 
 
 class CiderReward:
@@ -177,17 +261,26 @@ class SelfCritical:
             [tokens[:length] for tokens, length in zip(*image)] for image in zip(samples.tolist(), lengths)
         ]
 
-    def figures(self) -> dict[str, float]:
-        """The gauges of the validation that has just been, over all processes.
+    def figures(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """The gauges of an epoch, the last two those of its validation over all processes.
+
+        Args:
+            losses: the epoch's `train_loss` and `val_loss`.
 
         Returns:
-            `distinct_samples`: share of an image's samples that differ from those before them, 1 at best; it
-            falls as the model becomes sure of one caption.  `ended_samples`: share that ends by itself.
+            `train_reward` and `val_reward`, means over the samples; `distinct_samples`: share of an image's
+            samples that differ from those before them, which falls as the model becomes sure of one caption;
+            `ended_samples`: share that end by themselves.
         """
         counts = torch.tensor([self._samples, self._distinct, self._ended], dtype=torch.float64)
         samples, distinct, ended = distributed.total(counts.to(self.captioner.device)).tolist()
         self._reset()
-        return {"distinct_samples": distinct / max(samples, 1), "ended_samples": ended / max(samples, 1)}
+        return {
+            "train_reward": -losses["train_loss"],
+            "val_reward": -losses["val_loss"],
+            "distinct_samples": distinct / max(samples, 1),
+            "ended_samples": ended / max(samples, 1),
+        }
 
     def _count(self, samples: list[list[list[int]]]) -> None:
         for of_image in samples:
@@ -197,6 +290,12 @@ class SelfCritical:
 
     def _reset(self) -> None:
         self._samples = self._distinct = self._ended = 0
+
+
+def new_critic(captioner: Captioner, data: CocoData, num_samples: int) -> SelfCritical:
+    """The stage's loss function on some data, all of whose captions it reads and counts."""
+    reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer)
+    return SelfCritical(captioner, reward, num_samples)
 
 
 def lengths_of(samples: Tensor, end_token: int) -> Tensor:

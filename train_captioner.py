@@ -3,6 +3,7 @@
     python train_captioner.py -p last             on the newest encoder of train_encoder.py (or name one)
     python train_captioner.py -c last             go on from the newest captioner checkpoint (or name one)
     python train_captioner.py --from-scratch      no pre-training, for comparison
+    python train_captioner.py --self-critical -c last     then: learn from the score of its own captions
     python train_captioner.py --sample -p last    on the drawn sample data set, minutes on a CPU
     torchrun --nproc_per_node=8 train_captioner.py -p last
 
@@ -34,6 +35,7 @@ from paths import chosen
 from reconstruction import require_auto_encoder
 from scoring.assessment import caption_statistics
 from scoring.comparison import Scoring
+from self_critical import image_loaders, new_critic, open_stage
 from support import command_line, distributed
 from support.configuration import bounded, config_to_dict, load_config, positive
 from support.errors import UsageError
@@ -69,6 +71,10 @@ class CaptionerConfig(CaptioningConfig, TrainingConfig):
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
     # Images that each process decodes at once for BLEU-4: a share of the GPU's memory, not of `batch_size`.
     eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)
+    # Of the self-critical stage, see self_critical.py
+    self_critical_epochs: int = positive()
+    self_critical_learning_rate: float = positive()  # falls from there to 0
+    self_critical_samples: int = bounded(at_least=2, at_most=1000)  # captions drawn of each image
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,8 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
     start.add_argument(
         "--from-scratch", action="store_true", help="start on an encoder that has learned nothing"
     )
+    parser.add_argument(
+        "--self-critical", action="store_true", help="learn from the score of own captions; begins with -c"
+    )
     command_line.add_training_options(parser)
     options = parser.parse_args(arguments)
+    if options.self_critical and not options.checkpoint:
+        parser.error("--self-critical: name the captioner that it begins with, by -c")
     require_unix("training")
     with distributed.process_group(training=True) as device:
         train(options, device)
@@ -92,7 +103,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     """One run from the options of the command line to the last checkpoint."""
     # 1. Hyperparameters, device, checkpoint
 
-    run = open_run(options, chosen(options), CaptionerConfig, require_captioner, device)
+    opening = open_stage if options.self_critical else open_run
+    run = opening(options, chosen(options), CaptionerConfig, require_captioner, device)
     config = run.config
     encoder, pretrained = choose_encoder(options, run)
     from_scratch = run.checkpoint["from_scratch"] if run.checkpoint else options.from_scratch
@@ -108,17 +120,19 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     groups = parameter_groups(captioner.model, config.learning_rate, layer_decay)
     optimizer = adamw(captioner.model, groups, config)
     scheduler = warmup_then_cosine(config)
-    scaler = gradient_scaler(config, device)
-    loss_fn = partial(caption_loss, pad_id=captioner.pad_id, label_smoothing=config.label_smoothing)
-    stepper = Stepper(loss_fn, optimizer, scheduler, scaler, config, device)
-
     data = run.data.for_training(["train"], encoder.image_size, run.checkpoint)
-    train_loader, val_loader, image_loader = caption_loaders(config, data, captioner, options.subset)
+    critic = new_critic(captioner, data, config.self_critical_samples) if options.self_critical else None
+    pair_loss = partial(caption_loss, pad_id=captioner.pad_id, label_smoothing=config.label_smoothing)
+    loss_fn, make_loaders = (critic.loss, image_loaders) if critic else (pair_loss, pair_loaders)
+    train_loader, val_loader = make_loaders(config, data, captioner, options.subset)
+    image_loader = reference_loader(config, data, captioner, options.subset)
+    stepper = Stepper(loss_fn, optimizer, scheduler, gradient_scaler(config, device), config, device)
     scoring = scoring_of(captioner, image_loader.dataset)
     contents = {
         "encoder": config_to_dict(encoder, AutoEncoderShape),
         "tokenizer": tokenizer.to_str(),
         "from_scratch": from_scratch,
+        "self_critical": options.self_critical,
         **data.facts(),
     }
     trainer = Trainer(run, captioner.model, stepper, train_loader, val_loader, contents)
@@ -131,10 +145,12 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     with run.lock, train_loader, val_loader, image_loader, trainer:
         for epoch in trainer.epochs(options.epochs):
             unfrozen = max(0, epoch + 1 - config.unfreeze_start_epoch) + 1  # the decoder from the start
-            unfreeze(groups, len(groups) if from_scratch else unfrozen)
+            unfreeze(groups, len(groups) if from_scratch or critic else unfrozen)
             figures = trainer.train()
             with trainer.mean_weights():
                 figures |= trainer.validate()
+                if critic:
+                    figures |= critic.figures(figures)
                 if epoch % config.eval_freq == 0 or epoch == config.total_epochs:
                     figures |= score_split(captioner, image_loader, scoring)
                 examples = first_captions(captioner, image_loader.dataset) if distributed.is_main() else {}
@@ -145,10 +161,10 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                     run.board.captions(examples, epoch)
 
 
-def caption_loaders(
+def pair_loaders(
     config: CaptionerConfig, data: CocoData, captioner: Captioner, subset: float
-) -> tuple[Loader, Loader, Loader]:
-    """Loaders of the pairs to train on, of those to validate on, and of the images to caption for BLEU-4."""
+) -> tuple[Loader, Loader]:
+    """Loaders of the pairs to train on, and of those to validate on."""
     options = LoaderOptions.of_run(
         config,
         subset,
@@ -160,11 +176,22 @@ def caption_loaders(
     loading = {"num_workers": config.num_workers, "data": data, "options": options}
     train_transform = TrainingTransform(captioner.transform.size, config.crop_scale)
     train_loader = get_coco_loader("train", config.batch_size, train_transform, shuffle=True, **loading)
-    val_loader = get_coco_loader("val", config.batch_size, captioner.transform, **loading)
-    eval_batch_size = config.eval_batch_size * distributed.world_size()
-    image_loader = get_coco_loader("val", eval_batch_size, captioner.transform, mode="image_first", **loading)
-    require_references(image_loader.dataset)
-    return train_loader, val_loader, image_loader
+    return train_loader, get_coco_loader("val", config.batch_size, captioner.transform, **loading)
+
+
+def reference_loader(config: CaptionerConfig, data: CocoData, captioner: Captioner, subset: float) -> Loader:
+    """Loader of the images to caption for BLEU-4, with their captions."""
+    loader = get_coco_loader(
+        "val",
+        config.eval_batch_size * distributed.world_size(),
+        captioner.transform,
+        config.num_workers,
+        mode="image_first",
+        data=data,
+        options=LoaderOptions.of_run(config, subset),
+    )
+    require_references(loader.dataset)
+    return loader
 
 
 def score_split(captioner: Captioner, loader: Loader, scoring: Scoring) -> dict[str, float]:
@@ -193,6 +220,8 @@ def choose_encoder(
 ) -> tuple[AutoEncoderShape, dict[str, Any] | None]:
     """The shape of the encoder, and the checkpoint that a new run takes its weights from, if from one."""
     if run.checkpoint:
+        if run.checkpoint.get("self_critical") and not options.self_critical:
+            raise UsageError(f"{run.checkpoint_path}: of the self-critical stage; go on with --self-critical")
         return saved_encoder(run.checkpoint_path, run.checkpoint), None
     require_tokenizer_of(run.data.split_file, options.split_file, run.paths)
     if options.from_scratch:

@@ -79,6 +79,7 @@ SWITCHES = {
     "--copy",
     "--check",
     "--from-scratch",
+    "--self-critical",
     "--json",
     "--recursive",
     "--tensorboard",

@@ -73,6 +73,9 @@ KEYS = {
         "length_alpha": (0.1, None),
         "eval_freq": (2, None),
         "eval_batch_size": (5, None),
+        "self_critical_epochs": (2, None),
+        "self_critical_learning_rate": (1e-4, None),
+        "self_critical_samples": (3, None),
     },
 }
 

@@ -4,8 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from coco.tokenizer import EOS
+from image_transforms import normalize
 from scoring.metrics import Cider, image_scores, image_statistics, ptb_tokenize
 from self_critical import CiderReward, Images, SelfCritical, advantages
 from tests.captioner_cases import random_captioner
@@ -110,8 +113,6 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(captioner, as_netwo
     def log_probabilities() -> torch.Tensor:
         logits = policy.table.clone()
         logits[:, [v for v in range(vocabulary) if v not in words]] = float("-inf")
-        from image_transforms import normalize
-
         shift = policy.encoder(normalize(batch.images))[0, 0, 0]
         table = (logits * (1 + shift)).log_softmax(1)
         return torch.stack([sum(table[a, b] for a, b in zip((start, *s[:-1]), s)) for s in sequences])
@@ -137,31 +138,52 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(captioner, as_netwo
     assert value == pytest.approx(-float(expected_reward.detach()), abs=1e-6)
 
 
-def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_drawn_with(captioner, reward):
-    """In training mode, too, where dropout would make it another policy."""
-    images, seeds = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8), torch.arange(3)
-    stage, model = SelfCritical(captioner, reward, 4), captioner.model.train()
-    from image_transforms import normalize
-    from transformer_components import evaluating
-
-    with evaluating(model):
-        memory = model.encoder(normalize(images))
-        samples = stage.sample(model, memory.detach(), seeds)
-        found = stage.log_probability(model, normalize(images), samples)
+@pytest.mark.parametrize("as_network", [True, False])
+def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_drawn_with(
+    captioner, reward, as_network
+):
+    """The oracle decodes token by token.  In training mode, too: dropout would make it another policy."""
+    stage, model, passes = SelfCritical(captioner, reward, 4), captioner.model.train(), []
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    with torch.no_grad():
+        model.decoder.to_vocabulary.bias[stage.end_token] += 4  # so that some samples are short
+    compute = stage.log_probability
+    stage.log_probability = lambda *arguments: (
+        passes.append((arguments[2], compute(*arguments))) or passes[0][1]
+    )
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    batch = Images(images, torch.tensor([1, 2, 3]), torch.arange(3))
+    stage.loss(model if as_network else lambda *inputs: model(*inputs), batch)
+    assert all(module.training for module in model.modules())
+    ((samples, found),) = passes
+    memory = model.eval().encoder(normalize(images)).detach()
+    token_lists = stage.without_padding(samples)
     for b, w in itertools.product(range(3), range(4)):
-        tokens, total, cache = (
-            stage.without_padding(samples)[b][w],
-            0.0,
-            model.decoder.new_cache(memory[b : b + 1]),
-        )
-        last = stage.start_token
-        with evaluating(model):
-            for token in tokens:
-                logits = model.decoder(torch.tensor([[last]]), None, cache)[0, 0]
-                logits[stage.forbidden] = float("-inf")
-                total, last = total + float(logits.log_softmax(0)[token]), token
-        assert float(found[b, w]) == pytest.approx(total, abs=1e-4)
-    assert len(set(map(str, stage.without_padding(samples)[0]))) > 1
+        total, last, cache = 0.0, stage.start_token, model.decoder.new_cache(memory[b : b + 1])
+        for token in token_lists[b][w]:
+            logits = model.decoder(torch.tensor([[last]]), None, cache)[0, 0].detach()
+            logits[stage.forbidden] = float("-inf")
+            total, last = total + logits.log_softmax(0)[token].item(), token
+        assert found[b, w].item() == pytest.approx(total, abs=1e-4)
+    assert len(set(map(tuple, token_lists[0]))) > 1
+    assert {len(tokens) for image in token_lists for tokens in image} != {24}
+
+
+def test_the_gauges_count_the_samples_of_a_validation(captioner, reward):
+    stage = SelfCritical(captioner, reward, 4)
+    end, word = stage.end_token, 9
+    drawn = torch.tensor([[[word, end, end], [word, end, end], [end, end, end], [word, word, word]]])
+    stage.sample = lambda *_: drawn
+    batch = Images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.tensor([1]), torch.tensor([0]))
+    stage.loss(captioner.model, batch)  # a training step counts nothing
+    with torch.no_grad():
+        stage.loss(captioner.model, batch)
+    losses = {"train_loss": -0.5, "val_loss": -0.25}
+    rewards = {"train_reward": 0.5, "val_reward": 0.25}
+    assert stage.figures(losses) == {**rewards, "distinct_samples": 3 / 4, "ended_samples": 3 / 4}
+    assert stage.figures(losses) == {**rewards, "distinct_samples": 0, "ended_samples": 0}  # of the next one
 
 
 def test_samples_follow_from_the_seeds_alone(captioner, reward):
@@ -176,8 +198,6 @@ def test_samples_follow_from_the_seeds_alone(captioner, reward):
 def test_learning_raises_the_reward(captioner, reward):
     """Two images, whose captions the model does not know at first: without their words there is no reward."""
     torch.manual_seed(0)
-    from torch.nn import functional as F
-
     captioner.model.train()
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     batch = Images(images, torch.tensor([1, 2, 3, 5]), torch.arange(4))
@@ -185,8 +205,6 @@ def test_learning_raises_the_reward(captioner, reward):
     # Some teaching first, as before the stage itself: a random model never hits a word.
     lines = [captioner.tokenizer.encode(REFERENCES[i][0]).ids for i in (1, 2, 3, 5)]
     padded = torch.tensor([line + [0] * (max(map(len, lines)) - len(line)) for line in lines])
-    from image_transforms import normalize
-
     for _ in range(60):
         logits = captioner.model(normalize(images), padded[:, :-1])
         optimizer.zero_grad()

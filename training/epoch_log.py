@@ -25,6 +25,10 @@ TAGS = {  # what an epoch's figures are called
     "bleu4": "captions/BLEU-4",
     "cider": "captions/CIDEr",
     "distinct_captions": "captions/distinct",
+    "train_reward": "reward/train",
+    "val_reward": "reward/val",
+    "distinct_samples": "samples/distinct",
+    "ended_samples": "samples/ended",
     "learning_rate": "rate/base",
     "gradient_norm": "steps/gradient norm",
     "skipped_steps": "steps/skipped",
@@ -62,8 +66,13 @@ def epoch_line(entry: dict[str, Any], total_epochs: int, unit: str) -> str:
         unit: what a sample is, "images" or "pairs" of an image and a caption.
     """
     parts = [f"epoch {entry['epoch']:3d}/{total_epochs}"]
-    parts.append(f"train {entry['train_loss']:.4f}")
-    parts.append(f"val {entry['val_loss']:.4f}")
+    if "val_reward" in entry:
+        parts.append(f"reward train {entry['train_reward']:.4f}, val {entry['val_reward']:.4f}")
+        parts.append(f"{100 * entry['distinct_samples']:.0f} % of samples distinct")
+        parts.append(f"{100 * entry['ended_samples']:.0f} % ended")
+    else:
+        parts.append(f"train {entry['train_loss']:.4f}")
+        parts.append(f"val {entry['val_loss']:.4f}")
     if entry.get("bleu4") is not None:
         parts.append(f"BLEU-4 {100 * entry['bleu4']:.2f}")
     if entry.get("cider") is not None:

@@ -102,6 +102,7 @@ def open_run(
     config_class: type[Config],
     require_model: Callable[[Path, dict[str, Any]], object],
     device: torch.device,
+    loaded: tuple[Path, dict[str, Any]] | None = None,
 ) -> Run[Config]:
     """Reads all that a run starts from, takes its folder, and makes the device repeatable and fast.
 
@@ -111,6 +112,7 @@ def open_run(
         config_class: the stage's.
         require_model: raises UsageError unless a checkpoint's weights have the sizes that it claims.
         device: for the model.
+        loaded: the checkpoint and its file, if they are not simply what `-c` names in the stage's folder.
 
     Raises:
         UsageError: checkpoint, configuration and data do not fit together, or another run has the folder.
@@ -119,7 +121,7 @@ def open_run(
     folder = paths[f"{stage}_checkpoints"]
     path = checkpoint = None
     if options.checkpoint:
-        path, checkpoint = checkpoints.load_named(folder, options.checkpoint, stage)
+        path, checkpoint = loaded or checkpoints.load_named(folder, options.checkpoint, stage)
         saved_config(config_class, checkpoint, f"{path}: config")
         require_model(path, checkpoint)
     config = run_config(config_class, options.config, paths[config_class.FILE], checkpoint, options.changes)

@@ -1,0 +1,114 @@
+"""Runs of the self-critical stage, from the command line to the checkpoint."""
+
+import json
+
+import pytest
+import torch
+
+import caption
+import evaluate_captioner
+import train_captioner
+from self_critical import OWN_KEYS
+from support import interrupts
+from support.errors import UsageError
+from tests.training_cases import ONE_LAYER, ended, record_steps, stage_runner
+from training import checkpoints
+
+CHANGES = {
+    "decoder": {**ONE_LAYER}, "batch_size": 4, "total_epochs": 30, "learning_rate": 1e-2, "eval_freq": 1,
+    "self_critical_epochs": 2, "self_critical_learning_rate": 1e-3, "self_critical_samples": 3,
+    "keep_checkpoints": 99,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(make_tiny_coco, tmp_path):
+    """A captioner that knows some words; then a function that runs the stage on it, into a folder."""
+    paths = make_tiny_coco(train=10, val=4)
+    runner = stage_runner(
+        paths["data"], tmp_path, encoder={"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}}
+    )
+    runner("captioner", "first", "--epochs", "12", **CHANGES)
+    captioner = checkpoints.existing(tmp_path / "first" / "captioner")[-1]
+
+    def start(out: str, *more: str, wanted: str = str(captioner)) -> None:
+        place = ["--data", str(paths["data"]), "--out", str(tmp_path / out)]
+        train_captioner.main([*place, "--self-critical", "-c", wanted, *more])
+
+    start.paths, start.captioner, start.folder = paths, captioner, tmp_path
+    return start
+
+
+def state_of(path) -> dict:
+    return checkpoints.load(path, "captioner")
+
+
+def test_it_begins_with_the_captioners_weights_and_leaves_a_captioner(run, capsys):
+    run("out", "--epochs", "1")
+    folder = run.folder / "out" / "self_critical"
+    state = state_of(folder / "checkpoint1.pt")
+    assert state["config"]["total_epochs"] == 2
+    assert state["config"]["learning_rate"] == 1e-3
+    entry = json.loads((folder / "log.jsonl").read_text())
+    assert entry["train_reward"] == -entry["train_loss"]
+    assert 0 < entry["distinct_samples"] <= 1
+    assert "reward train" in capsys.readouterr().out
+    before = state_of(run.captioner)["model"]
+    moved = [name for name, weight in state["model"].items() if not torch.equal(weight, before[name])]
+    assert len(moved) == len(before)  # all of it learns
+    largest = max(float((weight - before[name]).abs().max()) for name, weight in state["model"].items())
+    assert largest < 0.02  # a few small steps away from where it began
+    evaluate_captioner.main(["--data", str(run.paths["data"]), "-c", str(folder / "checkpoint1.pt")])
+    picture = next(run.paths["val_images"].iterdir())
+    caption.main(["-c", str(folder / "last"), str(picture)])
+
+
+def test_resumed_within_an_epoch_it_ends_as_if_never_stopped(run):
+    run("whole")
+    with pytest.MonkeyPatch.context() as context:
+        record_steps(context, stop_after=2)
+        with pytest.raises(interrupts.Interrupted):
+            run("halves")
+    (stopped,) = checkpoints.existing(run.folder / "halves" / "self_critical")
+    assert stopped.name == "checkpoint0-step2.pt"
+    run("halves", wanted="last")
+    whole, halves = (run.folder / out / "self_critical" / "checkpoint2.pt" for out in ("whole", "halves"))
+    whole, halves = state_of(whole), state_of(halves)
+    for name, weight in whole["model"].items():
+        assert torch.equal(weight, halves["model"][name]), name
+    timed = ("seconds", "samples_per_second")
+    for one, other in zip(whole["progress"]["history"], halves["progress"]["history"], strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+
+
+def test_last_is_this_stages_newest_or_else_the_newest_captioner(run, capsys):
+    run("first", "--epochs", "1", wanted="last")
+    assert f"begins with {run.captioner}" in capsys.readouterr().out
+    run("first", wanted="last")
+    assert "begins with" not in capsys.readouterr().out
+    assert [path.name for path in checkpoints.existing(run.folder / "first" / "self_critical")] == [
+        "checkpoint1.pt", "checkpoint2.pt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [["--from-scratch"], ["-p", "last"]])
+def test_it_wants_a_captioner(start, capsys):
+    code, told = ended(train_captioner.main, *start, "--self-critical", capsys=capsys)
+    assert code == 2
+    assert "--self-critical: name the captioner" in told
+
+
+def test_what_it_would_not_heed_is_refused(run, capsys):
+    for key, own in OWN_KEYS.items():
+        with pytest.raises(UsageError, match=f"--set {key}: the self-critical stage reads {own}"):
+            run("out", "--set", f"{key}=9")
+
+
+def test_its_checkpoints_want_the_flag(run):
+    run("out", "--epochs", "1")
+    out = run.folder / "out"
+    arguments = ["--data", str(run.paths["data"]), "--out", str(out)]
+    with pytest.raises(UsageError, match="go on with --self-critical"):
+        train_captioner.main([*arguments, "-c", str(out / "self_critical" / "checkpoint1.pt")])

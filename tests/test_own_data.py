@@ -14,6 +14,7 @@ import evaluate_captioner
 import process_coco
 import train_captioner
 import train_encoder
+from coco.inventory import Inventory
 from own_data import data_root
 from own_data.folder_index import FolderIndex
 from own_data.reading import by_hash
@@ -414,7 +415,7 @@ def test_other_data_are_left_alone(tmp_path, capsys, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no caption file that is known" in refused("--own", empty, "--data", tmp_path / "e", capsys=capsys)
-    monkeypatch.setattr(process_coco, "download", lambda *_: pytest.fail("this is no place for COCO"))
+    monkeypatch.setattr(Inventory, "download", lambda *_: pytest.fail("this is no place for COCO"))
     assert f"--own {empty}" in refused("--data", tmp_path / "e", capsys=capsys)
     (empty / "train.parquet").write_bytes(b"x")
     assert "unpack train.parquet" in refused("--own", empty, "--data", tmp_path / "e", capsys=capsys)
@@ -426,7 +427,7 @@ def test_other_data_are_left_alone(tmp_path, capsys, monkeypatch):
 
 def test_nothing_is_downloaded_into_a_root_half_made_or_whole(tmp_path, capsys, monkeypatch):
     folder = make_flickr(tmp_path / "my walls", 12)
-    monkeypatch.setattr(process_coco, "download", lambda *_: pytest.fail("this is no place for COCO"))
+    monkeypatch.setattr(Inventory, "download", lambda *_: pytest.fail("this is no place for COCO"))
     with monkeypatch.context() as patch:
         patch.setattr(data_root, "_write_captions", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

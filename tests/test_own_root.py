@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import process_coco
-from coco import own_root
+from coco import inventory, own_root
+from coco.inventory import ARCHIVES
 from images.image_folders import image_name
 from paths import SPLITS, locations
-from process_coco import ARCHIVES, main
+from process_coco import main
 from support.errors import UsageError
 from support.files import Record
 from tests.test_process_coco import IDS, QuietHandler, annotations, data, jpeg, load, server, source
@@ -26,8 +26,8 @@ OWN = {"train": [3, 7, 9, 31], "val": [5, 11, 13]}  # some bear the numbers of i
 @pytest.fixture
 def coco(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A server in COCO's place, whose archives hold other images than COCO's."""
-    monkeypatch.setattr(process_coco, "COCO", server)
-    monkeypatch.setattr(process_coco, "PINS", dict.fromkeys(ARCHIVES))
+    monkeypatch.setattr(inventory, "COCO", server)
+    monkeypatch.setattr(inventory, "PINS", dict.fromkeys(ARCHIVES))
     monkeypatch.setattr(own_root, "COCO_IMAGES", {split: len(IDS[split]) for split in ("train", "val")})
     return server
 

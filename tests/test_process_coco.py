@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 
 import process_coco
+from coco import inventory
 from coco.caption_files import read_captions
+from coco.inventory import ARCHIVES
 from coco.tokenizer import load_tokenizer
 from images.image_folders import image_name
 from paths import SPLITS, locations
-from process_coco import ARCHIVES, main
+from process_coco import main
 from support.errors import RunError, UsageError
 from tests.hostile_server import skip_waits
 
@@ -392,7 +394,7 @@ def test_no_room_is_said_before_the_first_byte(server: str, data: Path, monkeypa
 
 def test_coco_s_own_archives_are_pinned(server: str, data: Path, monkeypatch) -> None:
     """Another server in COCO's place: not its bytes, not its files."""
-    monkeypatch.setattr(process_coco, "COCO", server)
+    monkeypatch.setattr(inventory, "COCO", server)
     monkeypatch.setattr("support.files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1e12}))
     with pytest.raises(RunError, match="not the known 252,907,541"):
         process(server, data)

@@ -15,6 +15,7 @@ import process_coco
 import sample_coco
 import train_captioner
 import train_encoder
+from coco import inventory
 from coco.data import CocoData
 from coco_loader import CaptFirstDataset, ImageOnlyDataset
 from image_transforms import EvaluationTransform
@@ -40,7 +41,7 @@ def archives(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def no_network(archives, monkeypatch) -> None:
     """A folder is COCO's server, also for a command that should not have asked it."""
-    monkeypatch.setattr(process_coco, "COCO", str(archives))
+    monkeypatch.setattr(inventory, "COCO", str(archives))
 
 
 @pytest.fixture

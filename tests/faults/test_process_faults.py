@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from process_coco import ARCHIVES
+from coco.inventory import ARCHIVES
 from tests.test_process_coco import IDS, REPOSITORY, annotations, image_name, jpeg, make_source
 
 pytestmark = pytest.mark.timeout(600)

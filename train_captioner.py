@@ -58,14 +58,16 @@ class CaptionerConfig(CaptioningConfig, TrainingConfig):
     STAGE, FILE, SHAPE = "captioner", "captioner_config", CaptionerShape
     EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "captions_per_image", "length_buckets")
 
-    # 1: a sample is a pair; more: an image, encoded once, with so many.
+    # Captions per image in a batch; 1: plain (image, caption) pairs; more: each image is encoded once.
     captions_per_image: int = bounded(at_least=1, at_most=1000)
-    length_buckets: bool  # batches of captions of like length: less padding, less variety within a batch
+    length_buckets: bool  # batches of captions of similar length: less padding, less variety
     label_smoothing: float = bounded(at_least=0, below=1)
     # The epoch in which the top encoder layer starts to learn; each later one unfreezes one group more.
     # Below 1, several learn from the first epoch on.
     unfreeze_start_epoch: int
-    layer_decay: float = bounded(above=0, at_most=1)  # each group's rate, as a share of the group's above it
+    layer_decay: float = bounded(
+        above=0, at_most=1
+    )  # learning rate of each group, relative to the group above it
     # Of the encoder's top layer, how often it is left out of a sample in training; 0 for the lowest layer.
     drop_path: float = bounded(at_least=0, below=1)
     eval_freq: int = positive()  # epochs between two BLEU-4 scores

@@ -32,15 +32,15 @@ class TrainingConfig:
     # Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
     EPOCH_KEYS: ClassVar[tuple[str, ...]] = ("seed", "batch_size")
 
-    seed: int = at_least(0)  # of the order of samples, augmentation, masks and dropout
+    seed: int = at_least(0)  # of initial weights, order, crops, flips, masks and dropout
     batch_size: int = bounded(at_least=1, at_most=1_000_000)  # per optimizer step, over all processes
     # Forward and backward passes per optimizer step: more saves memory.
     accumulation_steps: int = bounded(at_least=1, at_most=1000)
     total_epochs: int = positive()  # length of the learning-rate schedule, warm-up included
-    warmup_epochs: float = at_least(0)  # the rate rises from learning_rate * start_factor
+    warmup_epochs: float = at_least(0)  # linear warm-up from learning_rate * start_factor
     learning_rate: float = positive()  # of AdamW, at the end of the warm-up
     start_factor: float = bounded(above=0, at_most=1)
-    min_learning_rate: float = at_least(0)  # the floor that the cosine reaches after the last step
+    min_learning_rate: float = at_least(0)  # at the end of the cosine
     weight_decay: float = at_least(0)
     decay_matrices_only: bool  # spare biases, norms and positions: they map nothing
     beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
@@ -50,13 +50,17 @@ class TrainingConfig:
     precision: Precision
     compile: bool  # torch.compile, on a GPU only
     crop_scale: tuple[float, ...] = bounded(above=0, at_most=1)  # area of the random crop: least and most
-    num_workers: int = at_least(0)  # loader processes of each rank; 0 loads in the main process
+    num_workers: int = at_least(0)  # loader processes of each rank; 0: load in the main process
     cache_images: bool  # decode them once, into a GPU's memory or shared memory; see image_cache.py
-    loading_timeout: float = positive()  # seconds without a sample from any worker that end the run
-    keep_checkpoints: int = positive()  # newest ones kept, besides the best
-    checkpoint_minutes: float = positive()  # at least this often a checkpoint is written within an epoch, too
-    max_bad_steps: int = positive()  # so many in a row with a loss or gradient not finite end the run
-    max_bad_fraction: float = bounded(at_least=0, below=1)  # of an epoch's samples, pictures unreadable
+    loading_timeout: float = positive()  # seconds without any sample before the run aborts
+    keep_checkpoints: int = positive()  # newest ones kept; the best one is always kept
+    checkpoint_minutes: float = positive()  # minutes between checkpoints within an epoch
+    max_bad_steps: int = (
+        positive()
+    )  # consecutive steps with a non-finite loss or gradient before the run aborts
+    max_bad_fraction: float = bounded(
+        at_least=0, below=1
+    )  # abort when more than this share of an epoch's images cannot be read
 
     def __post_init__(self) -> None:
         if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1]:

@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     start.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
     start.add_argument(
-        "--from-scratch", action="store_true", help="start on an encoder that has learned nothing"
+        "--from-scratch",
+        action="store_true",
+        help="start on an untrained encoder; its sizes stand in the mae_config.yaml beside --config",
     )
     parser.add_argument(
         "--self-critical", action="store_true", help="learn from the score of own captions; begins with -c"
@@ -227,7 +229,9 @@ def choose_encoder(
         return saved_encoder(run.checkpoint_path, run.checkpoint), None
     require_tokenizer_of(run.data.split_file, options.split_file, run.paths)
     if options.from_scratch:
-        return load_config(run.paths["mae_config"], MaeConfig), None
+        beside = options.config and options.config.with_name(run.paths["mae_config"].name)
+        file = beside if beside and beside.is_file() else run.paths["mae_config"]
+        return load_config(file, MaeConfig), None
     path, pretrained = checkpoints.load_named(run.paths["encoder_checkpoints"], options.pretrained, "encoder")
     encoder = require_auto_encoder(path, pretrained)
     if distributed.is_main():

@@ -23,7 +23,15 @@ from scoring.metrics import score
 from support import interrupts
 from tests.captioner_cases import random_captioner
 from tests.process_cases import alive, start, stderr_of, stop, wait_for_checkpoint
-from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
+from tests.training_cases import (
+    ONE_LAYER,
+    ROOT,
+    ended,
+    state_of,
+    train_captions,
+    train_mae,
+    write_config,
+)  # fmt: skip
 from transformer_components import Hypothesis
 
 
@@ -75,6 +83,17 @@ def test_the_captioner_needs_to_be_told_where_to_start(capsys):
 )
 def test_wrong_use_is_one_line_and_exit_code_2(main, arguments, words, capsys):
     assert_one_clear_line(ended(main, *arguments, capsys=capsys), *words)
+
+
+def test_from_scratch_takes_the_encoder_from_the_file_beside_the_one_named(make_tiny_coco, tmp_path):
+    """Else a small recipe's captioner was compared with one on the write-up's ViT-B."""
+    config = write_config(tmp_path, "captioner_config.yaml", decoder={**ONE_LAYER})
+    other = write_config(tmp_path, "mae_config.yaml", image_size=48, patch_size=24, encoder={**ONE_LAYER})
+    other.rename(tmp_path / "mae_config.yaml")
+    train_captions(make_tiny_coco()["data"], tmp_path / "out", config, "--from-scratch", "--epochs", "1")
+    shape = state_of(tmp_path / "out", "captioner")["encoder"]
+    assert (shape["image_size"], shape["patch_size"]) == (48, 24)
+    assert shape["encoder"]["num_layers"] == 1
 
 
 def test_from_scratch_needs_no_encoder_checkpoint_and_trains_every_group(

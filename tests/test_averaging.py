@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from support.interrupts import Interrupted
 from tests.training_cases import ONE_LAYER, assert_same, record_steps, stage_runner, state_of
-from training.averaging import WARM_UP, WeightAverage
+from training.optimizer import WARM_UP, WeightAverage
 
 
 def model_of(seed: int) -> nn.Module:

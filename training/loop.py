@@ -35,12 +35,11 @@ from support.devices import autocast
 from support.errors import RunError, UsageError
 from support.progress_bars import progress_bar
 from training import checkpoints
-from training.averaging import WeightAverage
 from training.config import in_mid_epoch
 from training.contents import restoring
 from training.epoch_log import epoch_line, write_log
 from training.network import Network
-from training.optimizer import restore_moments
+from training.optimizer import WeightAverage, restore_moments
 from training.progress import Progress, Queued, Report, reason_to_end
 from training.run import Run, first_line
 from training.sampling import mix

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from support import distributed, interrupts
 from support.devices import autocast, choose_precision
-from training.averaging import WeightAverage
 from training.config import TrainingConfig
 from training.network import gradients_arrive
-from training.optimizer import Schedule
+from training.optimizer import Schedule, WeightAverage
 from training.progress import PendingReport
 from training.sampling import MicroBatch
 

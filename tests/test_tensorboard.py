@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.errors import UsageError
 from tests.training_cases import ROOT, state_of, train_captions, train_mae, write_config
-from training.epoch_log import TensorBoardLog
+from training.progress import TensorBoardLog
 
 
 @pytest.fixture

@@ -37,10 +37,9 @@ from support.progress_bars import progress_bar
 from training import checkpoints
 from training.config import in_mid_epoch
 from training.contents import restoring
-from training.epoch_log import epoch_line, write_log
 from training.network import Network
 from training.optimizer import WeightAverage, restore_moments
-from training.progress import Progress, Queued, Report, reason_to_end
+from training.progress import Progress, Queued, Report, epoch_line, reason_to_end, write_log
 from training.run import Run, first_line
 from training.sampling import mix
 from training.step import Stepper, to_device

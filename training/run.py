@@ -20,7 +20,7 @@ from support import devices, distributed
 from support.errors import UsageError
 from training import checkpoints
 from training.config import Config, run_config, saved_config
-from training.epoch_log import TensorBoardLog, open_board
+from training.progress import TensorBoardLog, open_board
 
 LOCK_NAME = ".lock"  # stays when it is free: whoever deletes a lock file may delete that of the next run
 

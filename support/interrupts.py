@@ -8,8 +8,10 @@ process at once, its loader workers with it.
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 _received: int | None = None
 _waiting = False  # inside `at_once`
@@ -72,10 +74,26 @@ def left_to_the_system() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def ignore_in_worker() -> None:
-    """For loader workers: Ctrl-C reaches the whole process group, but the main process alone decides."""
+def leave_to_main_process() -> None:
+    """Makes this worker process end when the main process says so, and not on signals from elsewhere.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of a group.  A worker that obeyed would take along
+    what the main process is waiting for, and with it the chance to save.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how DataLoader ends a worker
+    if sys.platform != "linux":  # there a signal does not say who sent it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    else:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it comes to the thread alone
+        Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(main_process: int) -> None:
+    """Ends this worker on SIGTERM, if the main process sent it or is no more."""
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == main_process or os.getppid() != main_process:
+            os._exit(0)
 
 
 def _handle(signum: int, _frame: object) -> None:

@@ -62,12 +62,12 @@ def on_all_cores(
                 interrupts.check()
                 yield item, result
         except BrokenExecutor as error:
-            interrupts.check()  # a signal to the whole group ends workers, too
+            interrupts.check()  # a kill of the whole group ends workers, too
             raise RunError(f"{what}: a worker died ({error}): is there memory enough?") from None
 
 
 def _prepare_worker() -> None:
-    interrupts.ignore_in_worker()
+    interrupts.leave_to_main_process()
     Thread(target=_end_with_main_process, daemon=True).start()
 
 

@@ -19,6 +19,7 @@ from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform
 from support import distributed, interrupts, memory
 from support.errors import RunError
+from support.parallel import on_all_cores
 from tests.process_cases import alive, end, start, stderr_of, stop, wait_for_checkpoint
 from tests.training_cases import ROOT, ended, train_mae, write_config
 from training import checkpoints, loading
@@ -199,6 +200,20 @@ def test_a_rank_gives_the_others_their_batch_before_it_obeys(quick_looks, monkey
 
 
 # --- where their batches lie ---
+
+
+def signal_this_process(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return number
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a signal does not say who sent it")
+def test_no_worker_obeys_a_signal_from_elsewhere():
+    """Workers that make copies died of a SIGTERM to their group, those that load batches did not."""
+    with numbers(signal_this_process) as loader:
+        loaded = [number for (batch,) in loader for number in batch.tolist()]
+    copied = list(on_all_cores(signal_this_process, range(8), "copying", "image", hidden=True))
+    assert loaded == [number for _, number in copied] == list(range(8))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import RawArray
 from multiprocessing.process import BaseProcess
-from threading import Thread, Timer
+from threading import Timer
 from typing import Any, Self
 
 import torch
@@ -267,24 +267,4 @@ def prepare_worker(samples_read: MutableSequence[int], worker: int) -> None:
     global _counted
     _counted = samples_read, worker
     gc.freeze()  # a GC pass writes to inherited objects and breaks copy-on-write sharing
-    leave_signals_to_main_process(worker)
-
-
-def leave_signals_to_main_process(worker: int) -> None:
-    """Makes this worker end when the main process says so, and not on signals from elsewhere.
-
-    Ctrl-C and a scheduler's SIGTERM reach every process of a group.  A worker that obeyed would take along
-    the batch that the main process is waiting for, and with it the chance to save.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if LINUX:  # elsewhere a signal does not say who sent it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that it comes to the thread alone
-        Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
-
-
-def _obey(main_process: int) -> None:
-    """Ends this worker on SIGTERM, if the main process sent it or is no more."""
-    while True:
-        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        if sender == main_process or os.getppid() != main_process:
-            os._exit(0)
+    interrupts.leave_to_main_process()

@@ -169,6 +169,7 @@ def test_a_phones_folder_is_captioned_to_its_end(tmp_path, folder):
     assert [line.split(":")[0].rsplit("/")[-1] for line in done.stdout.splitlines()] == [
         "a.png", "b.JPG", "linked.jpg", "d.webp", "c.avif", "e.png", "\\udcff.jpg",
     ]  # fmt: skip
-    left_out, no_confidence = done.stderr.splitlines()
+    left_out, first_line, no_confidence = done.stderr.splitlines()
     assert left_out.startswith("caption.py: left out ")
+    assert first_line.startswith("captioner ")
     assert "confidence" in no_confidence

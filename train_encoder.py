@@ -87,12 +87,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     splits = run.data.splits_with_images(config.splits)
     data = run.data.for_training(splits, config.image_size, run.checkpoint)
-    loading = {
-        "num_workers": config.num_workers,
-        "mode": "image_only",
-        "data": data,
-        "options": LoaderOptions.of_run(config, options.subset, crops_per_image=config.crops_per_image),
-    }
+    shared = LoaderOptions.of_run(config, options.subset, crops_per_image=config.crops_per_image)
+    loading = {"num_workers": config.num_workers, "mode": "image_only", "data": data, "options": shared}
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
     val_transform = EvaluationTransform(config.image_size)
     train_loader = get_coco_loader(splits, config.batch_size, train_transform, shuffle=True, **loading)

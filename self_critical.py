@@ -189,6 +189,7 @@ class SelfCritical:
         self.start_token, self.end_token, *self.forbidden = map(
             captioner.tokenizer.token_to_id, (SOS, EOS, SOS, PAD, UNK)
         )
+        self._forbidden = torch.tensor(self.forbidden, device=captioner.device)
         self._reset()
 
     def loss(self, network: nn.Module, batch: Images) -> tuple[Tensor, Tensor]:
@@ -209,14 +210,14 @@ class SelfCritical:
             with torch.set_grad_enabled(torch.is_grad_enabled() and network is model):
                 memory = model.encoder(images)  # (B, S, D)
             samples = self.sample(model, memory.detach(), batch.seeds)  # (B, W, L)
-            on_host = samples.cpu()  # the one place that waits for the device
+            on_host, image_ids = samples.cpu(), batch.image_ids.tolist()  # here alone it waits for the device
             length = int(lengths_of(on_host, self.end_token).max())
             # Encoded once, where nothing but the model itself must see the pass.
             memory = memory if network is model else None
             log_probability = self.log_probability(network, images, samples[:, :, :length], memory)  # (B, W)
         # A GPU works on that pass while the rewards are computed here.
         tokens = self.without_padding(on_host)
-        rewards = torch.tensor(self.reward(batch.image_ids.tolist(), tokens)).to(images.device)  # (B, W)
+        rewards = torch.tensor(self.reward(image_ids, tokens)).to(images.device, non_blocking=True)  # (B, W)
         if not torch.is_grad_enabled():
             self._count(tokens)
         surrogate = -(advantages(rewards) * log_probability).mean()
@@ -248,8 +249,8 @@ class SelfCritical:
         else:
             logits = self.captioner.model.decoder(inputs, memory)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        forbidden = torch.tensor(self.forbidden, device=logits.device)
-        logits = logits.index_fill(2, forbidden, float("-inf"))  # as they were when the samples were drawn
+        # As they were when the samples were drawn.
+        logits = logits.index_fill(2, self._forbidden, float("-inf"))
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(samples)
         written = torch.arange(samples.shape[2], device=samples.device) < lengths_of(samples, self.end_token)
         return -(losses * written).sum(dim=2)

@@ -11,6 +11,7 @@ import train_captioner
 from self_critical import OWN_KEYS
 from support import interrupts
 from support.errors import UsageError
+from tests.test_distributed import torchrun
 from tests.training_cases import ONE_LAYER, ended, record_steps, stage_runner
 from training import checkpoints
 
@@ -81,6 +82,23 @@ def test_resumed_within_an_epoch_it_ends_as_if_never_stopped(run):
         assert {k: v for k, v in one.items() if k not in timed} == {
             k: v for k, v in other.items() if k not in timed
         }
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_learn_what_one_process_does(run):
+    run("one", "--epochs", "1")
+    torchrun(
+        "train_captioner.py", "--data", run.paths["data"], "--out", run.folder / "two", "--self-critical",
+        "-c", run.captioner, "--epochs", "1",
+    )  # fmt: skip
+    one, two = (state_of(run.folder / out / "self_critical" / "checkpoint1.pt") for out in ("one", "two"))
+    timed = ("seconds", "samples_per_second")
+    for name, figure in one["progress"]["history"][0].items():
+        if name not in timed:
+            assert two["progress"]["history"][0][name] == pytest.approx(figure, rel=1e-4), name
+    for name, weight in one["model"].items():
+        if not name.endswith("key_projection.bias"):  # its gradient is rounding noise
+            assert torch.allclose(weight, two["model"][name], rtol=1e-3, atol=1e-4), name
 
 
 def test_last_is_this_stages_newest_or_else_the_newest_captioner(run, capsys):

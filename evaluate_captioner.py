@@ -16,6 +16,7 @@ No image is left out: one that cannot be read ends the evaluation, by name.
 
 import argparse
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,15 +38,23 @@ from scoring.calibration import Calibration, calibrated_for, calibration_path, o
 from scoring.comparison import Scoring, choose_scoring
 from scoring.metrics import score
 from support import command_line, distributed, interrupts
+from support.configuration import bounded, config_part
 from support.errors import UsageError
 from support.files import require_place, write_json
 from support.progress_bars import progress_bar
 from training import checkpoints
 from transformer_components import BeamSearchOptions
 
-BATCH_SIZE = 64  # pictures decoded at once
 EXAMPLES = 6  # captions printed
-NUM_WORKERS = 2
+NUM_WORKERS = 2  # of each process: beam search takes longer than reading, and shared memory may be small
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The key of `captioner_config.yaml` with which a split is scored, in training and here."""
+
+    # Images that each process decodes at once for BLEU-4: a share of the GPU's memory, not of `batch_size`.
+    eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)
 
 
 class CaptionedSplit(NamedTuple):
@@ -140,8 +149,9 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     results = options.results or path.with_name(default_name)
     for file in filter(None, (results, options.report)):
         require_place(file)  # now, not after an hour of beam search
+    config = config_part(state["config"], EvaluationConfig, f"{path}: config")
     loader = get_coco_loader(
-        options.split, BATCH_SIZE * distributed.world_size(), captioner.transform, NUM_WORKERS,
+        options.split, config.eval_batch_size * distributed.world_size(), captioner.transform, NUM_WORKERS,
         mode="image_first", data=data, options=LoaderOptions(subset=options.subset),
     )  # fmt: skip
     require_references(loader.dataset)

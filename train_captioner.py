@@ -27,7 +27,7 @@ from coco.data import CocoData, load_data_tokenizer
 from coco.split_file import warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
 from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader
-from evaluate_captioner import caption_split, require_references, score_captions, scoring_of
+from evaluate_captioner import EvaluationConfig, caption_split, require_references, score_captions, scoring_of
 from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
@@ -52,7 +52,7 @@ from transformer_components import TransformerEncoderDecoder, set_drop_path
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionerConfig(CaptioningConfig, TrainingConfig):
+class CaptionerConfig(CaptioningConfig, EvaluationConfig, TrainingConfig):
     """The keys of `captioner_config.yaml`.  The encoder's shape comes from its checkpoint."""
 
     STAGE, FILE, SHAPE = "captioner", "captioner_config", CaptionerShape
@@ -71,8 +71,6 @@ class CaptionerConfig(CaptioningConfig, TrainingConfig):
     # Of the encoder's top layer, how often it is left out of a sample in training; 0 for the lowest layer.
     drop_path: float = bounded(at_least=0, below=1)
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
-    # Images that each process decodes at once for BLEU-4: a share of the GPU's memory, not of `batch_size`.
-    eval_batch_size: int = bounded(at_least=1, at_most=1_000_000)
     # Of the self-critical stage, see self_critical.py
     self_critical_epochs: int = positive()
     self_critical_learning_rate: float = positive()  # falls from there to 0

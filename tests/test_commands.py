@@ -17,6 +17,7 @@ import caption
 import evaluate_captioner
 import train_captioner
 import train_encoder
+from captioner import Captioner
 from scoring.attention_sheet import attention_sheet
 from scoring.calibration import Calibration
 from scoring.metrics import score
@@ -32,6 +33,7 @@ from tests.training_cases import (
     train_mae,
     write_config,
 )  # fmt: skip
+from training import checkpoints
 from transformer_components import Hypothesis
 
 
@@ -122,15 +124,19 @@ def test_evaluation_ends_with_bleu4_and_writes_what_it_measured(trained, tmp_pat
     assert last == f"BLEU-4 {100 * expected['BLEU-4']:.2f}"
 
 
-def test_evaluation_counts_every_picture_of_the_split_once_whatever_the_batch(trained, monkeypatch, capsys):
+def test_evaluation_counts_every_picture_of_the_split_once_whatever_the_batch(trained, monkeypatch):
     paths, checkpoint = trained
-    captioned = []
+    captioned, decoded, decode = [], [], Captioner.decode
+    monkeypatch.setattr(Captioner, "decode", lambda self, x: decoded.append(len(x)) or decode(self, x))
     for size in (1, 3, 64):
-        monkeypatch.setattr(evaluate_captioner, "BATCH_SIZE", size)
-        results = checkpoint.with_name(f"batch{size}.json")
-        evaluate_captioner.main(["-c", str(checkpoint), "--data", str(paths["data"]), "--out", str(results)])
+        state = checkpoints.load(checkpoint, "captioner")
+        state["config"]["eval_batch_size"] = size
+        resized, results = (checkpoint.with_name(f"batch{size}.{suffix}") for suffix in ("pt", "json"))
+        checkpoints.save(resized, state)
+        evaluate_captioner.main(["-c", str(resized), "--data", str(paths["data"]), "--out", str(results)])
         captioned.append(json.loads(results.read_text()))
     assert captioned[0] == captioned[1] == captioned[2]
+    assert decoded == [1, 1, 1, 1, 3, 1, 4]
 
 
 def test_a_checkpoint_alone_is_enough_to_caption(trained, tmp_path):

@@ -41,14 +41,15 @@ from coco.tokenizer_choice import (
     training_split,
     write_ours,
 )
-from images.image_folders import check_pictures, count_and_size, is_cut, picture_files, picture_ids
+from images.image_folders import count_and_size, decoding_error, is_cut, picture_files, picture_ids
 from images.resized_copies import make_copies, with_copies
 from own_data.data_root import made_of_folder, make_root, split_of_root
 from own_data.options import add_own_options, next_commands, own_data_of, root_of_own
 from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen
 from support.command_line import Parser, copy_size, run, vocabulary_size
-from support.errors import UsageError
+from support.errors import RunError, UsageError
 from support.files import Record, digest, exclusive
+from support.parallel import on_all_cores
 
 VOCABULARY_SIZE = 5000
 
@@ -177,10 +178,23 @@ def draw_sample(images: Inventory) -> None:
 
 
 def check_the_images(folders: list[Path]) -> None:
-    """Decodes every image in the folders; to find none there is an error, too."""
+    """Decodes every image in the folders, and lists those that cannot be read.
+
+    Raises:
+        RunError: there are such.
+        UsageError: there is no image.
+    """
     if not any(count_and_size(folder)[0] for folder in folders):
         raise UsageError(f"--check: there is no image in {', '.join(map(str, folders))}")
-    check_pictures(folders)
+    paths = [path for folder in folders for path in picture_files(folder)]
+    bad = 0
+    for path, reason in on_all_cores(decoding_error, paths, "checking", "picture"):
+        if reason:
+            bad += 1
+            print(f"{path}: {reason}")
+    if bad:
+        raise RunError(f"{bad:,} of {len(paths):,} pictures cannot be read: remove them, and run this again")
+    print(f"all {len(paths):,} pictures can be read")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Folders of images: a camera's or a Mac's, with what is left out of them, and COCO's, whose files bear ids.
 
-Of COCO's: how many images, how large, and which of them cannot be read.
+Of COCO's: how many images, how large, and why one of them cannot be read.
 """
 
 import os
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from images.image_files import HEIC_SUFFIXES, JPEG_START, describe_error, jpeg_is_cut, opened, suffixes
-from support.errors import RunError
-from support.parallel import on_all_cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -156,20 +154,3 @@ def decoding_error(path: Path) -> str | None:
             return None
     except Exception as error:
         return describe_error(error)
-
-
-def check_pictures(folders: list[Path]) -> None:
-    """Decodes every picture in the folders, and lists those that cannot be read.
-
-    Raises:
-        RunError: there are such.
-    """
-    paths = [path for folder in folders for path in picture_files(folder)]
-    bad = 0
-    for path, reason in on_all_cores(decoding_error, paths, "checking", "picture"):
-        if reason:
-            bad += 1
-            print(f"{path}: {reason}")
-    if bad:
-        raise RunError(f"{bad:,} of {len(paths):,} pictures cannot be read: remove them, and run this again")
-    print(f"all {len(paths):,} pictures can be read")

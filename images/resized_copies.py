@@ -15,7 +15,6 @@ from images.image_files import describe_error
 from images.image_folders import count_and_size, decoded, is_cut, picture_files
 from support.errors import RunError, UsageError, prepare_command
 from support.files import Record, naming, require_space
-from support.parallel import on_all_cores
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"
 BYTES = 0.7  # of a copy on average, for each pixel of a square as high as its shorter side: 46 KB at 256
@@ -112,6 +111,8 @@ def size_for_training(
 
 def copy_folder(originals: Path, copies: Path, size: int) -> int:
     """Copies each picture of a folder that has no copy yet; lists and counts those that cannot be read."""
+    from support.parallel import on_all_cores  # here, for training reads copies and makes none
+
     pictures = picture_files(originals)
     copies.mkdir(parents=True, exist_ok=True)
     work = partial(copy_picture, folder=copies, size=size)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from image_transforms import load_image
-from images.image_folders import check_pictures, image_name
+from images.image_folders import image_name
+from process_coco import check_the_images
 from support.errors import RunError
 
 
@@ -87,7 +88,7 @@ def test_check_lists_the_bad_with_reasons_and_nothing_else(tmp_path, capsys):
         kinds[folder / image_name(number)] = kind
         (folder / image_name(number)).write_bytes(data)
     with pytest.raises(RunError, match=f"^{len(BAD)} of {len(kinds)} pictures cannot be read"):
-        check_pictures([folder])
+        check_the_images([folder])
     said = capsys.readouterr().out.splitlines()
     listed = [kind for path, kind in kinds.items() if any(line.startswith(f"{path}: ") for line in said)]
     assert listed == [*BAD]

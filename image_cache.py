@@ -19,8 +19,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from image_transforms import EvaluationTransform, TrainingTransform, image_size, load_image, stack_images
-from images.batched_crops import Crop, crop_and_resize
+from image_transforms import Crop, EvaluationTransform, TrainingTransform, image_size, load_image
+from images.batched_crops import crop_and_resize
 from images.image_store import ImageStore, store_images
 from support import distributed
 from support.errors import RunError
@@ -96,11 +96,6 @@ class CropsOnGpu:
         numbers, crops = batch.images[:, 0], batch.images[:, 1:]
         starts, widths = self.starts[numbers], self.widths[numbers]
         return batch._replace(images=crop_and_resize(self.pixels, starts, widths, crops, self.size))
-
-
-def batched(images: Sequence[Tensor]) -> Tensor:
-    """Images as a batch by `stack_images`; drawn crops, (6,) each, as (B, 6)."""
-    return stack_images(images) if images[0].dim() == 3 else torch.stack(list(images))
 
 
 class Cache(NamedTuple):

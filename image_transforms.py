@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -23,7 +24,6 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from images.batched_crops import Crop
 from images.image_files import JPEGS, describe_error, opened
 from images.rgb import to_rgb, turn
 from support.errors import RunError
@@ -47,6 +47,16 @@ TENSOR_TURNS = {
 
 
 # ---------------------------------------------------------------------------------------- transforms
+
+
+class Crop(NamedTuple):
+    """A crop of an image, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from captioner import Captioner, CaptioningConfig, new_captioner, require_captio
 from coco.data import CocoData, load_data_tokenizer
 from coco.split_file import warn_of_other_split
 from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, smaller_tokenizer
-from coco_loader import CaptionBatch, ImgFirstDataset, LoaderOptions, get_coco_loader
+from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
+from coco_samples import CaptionBatch
 from evaluate_captioner import EvaluationConfig, caption_split, require_references, score_captions, scoring_of
 from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
 from image_transforms import TrainingTransform, normalize

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from coco_loader import ImageBatch, LoaderOptions, get_coco_loader
+from coco_loader import LoaderOptions, get_coco_loader
+from coco_samples import ImageBatch
 from image_captioner import (
     AutoEncoderShape,
     ImageAutoEncoder,

@@ -15,7 +15,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from benchmarks import floor, loading, sizes, training
 from benchmarks.measuring import Contestant, Row, Setting, compare
 from coco.data import CocoData
-from coco_loader import ImageBatch, LoaderOptions, get_coco_loader
+from coco_loader import LoaderOptions, get_coco_loader
+from coco_samples import ImageBatch
 from image_transforms import TrainingTransform
 from paths import locations
 from training.loading import Loader, share_of_cores

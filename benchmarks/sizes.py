@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measuring import Setting
-from coco_loader import CaptionBatch, ImageBatch
+from coco_samples import CaptionBatch, ImageBatch
 from paths import paths
 from support.configuration import load_config
 from train_captioner import CaptionerConfig

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import floor, sizes
 from benchmarks.measuring import Contestant, Row, Setting, compare
 from benchmarks.peers import huggingface, original
-from coco_loader import CaptionBatch, ImageBatch
+from coco_samples import CaptionBatch, ImageBatch
 from image_captioner import ImageAutoEncoder, build_captioner
 from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
 from train_encoder import MaeConfig, reconstruction_loss

@@ -7,23 +7,11 @@ padded to the largest; the padding has weight zero.
 Shape letters: B batch, S side of the result, h and w sides of the largest crop, pixels.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 ELEMENTS_AT_ONCE = 2**24  # pixel values gathered at a time: 16 bytes each of working memory
 ROUND_UP = 32  # the crops' sides, so that buffers of few different sizes come and go
-
-
-class Crop(NamedTuple):
-    """A crop of an image, in pixels, and whether it is mirrored."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool
 
 
 def crop_and_resize(pixels: Tensor, starts: Tensor, widths: Tensor, crops: Tensor, size: int) -> Tensor:
@@ -33,7 +21,7 @@ def crop_and_resize(pixels: Tensor, starts: Tensor, widths: Tensor, crops: Tenso
         pixels: (bytes,) uint8, of all images: row by row, a pixel's three colors side by side.
         starts: (B,) int64 on the CPU, where in `pixels` each image begins.
         widths: (B,) int64 on the CPU, of the images.
-        crops: (B, 5) int64 on the CPU, each a `Crop`.
+        crops: (B, 5) int64 on the CPU, each `image_transforms.Crop`.
         size: S.
 
     Returns:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import coco_loader
+import coco_samples
 from benchmarks import decoding, floor, loading, measuring, ranks, run, sizes, training
 from benchmarks.measuring import Contestant, Setting, compare, table
 from image_transforms import load_image
@@ -150,7 +150,7 @@ def photographs(tmp_path):
 def test_loading_is_measured_from_originals_and_from_copies(tmp_path, photographs, monkeypatch, capsys):
     """Two untimed epochs and a timed one of three pictures, of each kind."""
     read = []
-    monkeypatch.setattr(coco_loader, "load_image", lambda path: read.append(size(path)) or load_image(path))
+    monkeypatch.setattr(coco_samples, "load_image", lambda path: read.append(size(path)) or load_image(path))
     monkeypatch.setattr(loading, "numbers_of_workers", lambda: [0])
     options = ["--quick", "--device", "cpu", "--repeats", "1", "--only", "loading"]
     options += ["--pictures", str(photographs), "--out", str(tmp_path / "x.json")]

@@ -65,7 +65,7 @@ def test_a_sample_is_as_long_as_its_longest_caption(uneven_coco, per_image):
 def test_each_image_is_decoded_once_an_epoch(tiny_coco, monkeypatch):
     """The public original decoded each image five times an epoch, once for every caption."""
     decoded = []
-    monkeypatch.setattr("coco_loader.load_image", lambda path: decoded.append(path.name) or load_image(path))
+    monkeypatch.setattr("coco_samples.load_image", lambda path: decoded.append(path.name) or load_image(path))
     loader = get_coco_loader(
         "train",
         4,

@@ -18,15 +18,13 @@ from coco.data import CocoData
 from coco_loader import (
     SIDES,
     CaptFirstDataset,
-    CaptionBatch,
-    ImageBatch,
     ImageOnlyDataset,
     ImgFirstDataset,
     LoaderOptions,
-    ReferenceBatch,
     get_coco_loader,
     truncate_caption,
 )
+from coco_samples import CaptionBatch, ImageBatch, ReferenceBatch
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from images.image_folders import image_name
 from support.errors import RunError, UsageError

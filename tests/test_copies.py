@@ -12,7 +12,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 from torchvision.transforms.v2 import functional as F
 
-import coco_loader
+import coco_samples
 import process_coco
 from coco.data import CocoData
 from coco.split_file import SplitFile, folder_splits
@@ -305,7 +305,7 @@ def test_both_scripts_train_on_copies_and_validate_on_originals(data, tmp_path, 
         read.add(path.parent.name)
         return load_image(path)
 
-    monkeypatch.setattr(coco_loader, "load_image", noted)
+    monkeypatch.setattr(coco_samples, "load_image", noted)
     out = tmp_path / "out"
     encoder = write_config(tmp_path, "mae_config.yaml", splits=["train"])
     captioner = write_config(tmp_path, "captioner_config.yaml")

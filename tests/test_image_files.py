@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import caption
-from coco_loader import load_transformed
+from coco_samples import load_transformed
 from image_transforms import EvaluationTransform, load_image
 from images.image_folders import decoding_error, image_name, is_cut
 from images.resized_copies import copy_picture

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import coco_loader
+import coco_samples
 import train_encoder
 from coco.data import CocoData
 from coco_loader import get_coco_loader
@@ -133,7 +133,7 @@ def test_where_no_sample_comes_loading_hangs(quick_looks, monkeypatch, timeout):
 
 
 def test_the_configuration_says_how_long(tiny_coco, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(coco_loader, "load_transformed", lambda *_: time.sleep(60))
+    monkeypatch.setattr(coco_samples, "load_transformed", lambda *_: time.sleep(60))
     config = write_config(tmp_path, "mae_config.yaml", num_workers=1, loading_timeout=0.75)
     arguments = ["--config", config, "--data", tiny_coco["data"], "--out", tmp_path / "out"]
     code, message = ended(train_encoder.main, *arguments, capsys=capsys)
@@ -155,15 +155,15 @@ def test_a_checkpoint_that_is_older_than_the_key_goes_on(tiny_coco, tmp_path):
 HANGING = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import coco_loader, train_encoder
+import coco_samples, train_encoder
 from support import command_line
-load_transformed = coco_loader.load_transformed
+load_transformed = coco_samples.load_transformed
 seen = []
 def hanging(*arguments):
     seen.append(1)
     time.sleep(600 if len(seen) > 8 else 0)
     return load_transformed(*arguments)
-coco_loader.load_transformed = hanging
+coco_samples.load_transformed = hanging
 command_line.run(train_encoder.main)
 """
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import caption
-import coco_loader
+import coco_samples
 import evaluate_captioner
 import process_coco
 import train_captioner
@@ -463,8 +463,8 @@ def test_a_root_trains_and_its_test_images_are_never_seen(tmp_path, capsys, monk
     }
 
     seen: set[int] = set()
-    load_image = coco_loader.load_image
-    monkeypatch.setattr(coco_loader, "load_image", lambda path: seen.add(int(path.stem)) or load_image(path))
+    load_image = coco_samples.load_image
+    monkeypatch.setattr(coco_samples, "load_image", lambda path: seen.add(int(path.stem)) or load_image(path))
     train_encoder.main([*scripts["train_encoder.py"], "--config", str(configs["mae"])])
     said = capsys.readouterr().out
     assert f"{where['data']} has no unlabeled images: training on train" in said

@@ -12,8 +12,8 @@ import train_captioner
 import train_encoder
 from coco.data import CocoData, load_processed
 from coco.split_file import read_split_file
-from coco_loader import get_coco_loader, load_image
-from image_transforms import EvaluationTransform
+from coco_loader import get_coco_loader
+from image_transforms import EvaluationTransform, load_image
 from images.image_folders import image_name
 from support.errors import UsageError
 from tests.training_cases import ended, train_captions, train_mae, write_config

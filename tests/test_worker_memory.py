@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import coco_loader
+import coco_samples
 from coco.data import CocoData
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset
 from image_transforms import EvaluationTransform
@@ -57,7 +57,7 @@ def data(tiny_coco) -> Path:
 
 def print_growths(data: str) -> None:
     """Prints as JSON how much a worker grows by over an epoch of each kind of data set."""
-    coco_loader.load_transformed = lambda *_: torch.zeros(
+    coco_samples.load_transformed = lambda *_: torch.zeros(
         3, 1, 1, dtype=torch.uint8
     )  # no time lost on images
     options = {"transform": EvaluationTransform(16), "data": CocoData(locations(data))}

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import sizes
 from benchmarks.measuring import Contestant, Setting
-from coco_loader import ImageBatch
+from coco_samples import ImageBatch
 from image_transforms import normalize
 from support import devices
 from train_captioner import CaptionerConfig

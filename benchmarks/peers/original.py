@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import sizes
 from benchmarks.measuring import Contestant, Setting
-from coco_loader import CaptionBatch, ImageBatch
+from coco_samples import CaptionBatch, ImageBatch
 from image_transforms import normalize
 from support import devices
 from train_captioner import CaptionerConfig

@@ -40,7 +40,7 @@ from support.devices import choose_device
 from support.errors import RunError, UsageError
 from support.files import replacing, require_place
 from training import checkpoints
-from transformer_components import Hypothesis
+from transformer_components.beam_search import Hypothesis
 
 BATCH_SIZE = 16  # pictures captioned at once
 STDIN = Path("/dev/stdin")

@@ -25,7 +25,8 @@ from support.configuration import at_least, bounded, config_part
 from support.devices import Precision, autocast, decoding_precision, describe, parameters_in_words
 from training import checkpoints
 from training.contents import require_weights
-from transformer_components import BeamSearchOptions, Hypothesis, TransformerEncoderDecoder
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
 
 JOINERS = "\u200c\u200d"  # of zero width; Persian and the scripts of India write words with them
 

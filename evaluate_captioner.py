@@ -43,7 +43,7 @@ from support.errors import UsageError
 from support.files import require_place, write_json
 from support.progress_bars import progress_bar
 from training import checkpoints
-from transformer_components import BeamSearchOptions
+from transformer_components.beam_search import BeamSearchOptions
 
 EXAMPLES = 6  # captions printed
 NUM_WORKERS = 2  # of each process: beam search takes longer than reading, and shared memory may be small

@@ -12,6 +12,7 @@ N = h·w, D hidden, T caption tokens, S source patches, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,14 @@ from torch import Tensor, nn
 from support.configuration import positive
 from support.devices import without_autocast
 from training.sampling import hashed_noise
-from transformer_components import (
-    DecoderCache,
-    Linear,
-    StackConfig,
-    StaticCache,
-    TransformerDecoder,
-    TransformerEncoder,
-    TransformerEncoderDecoder,
-    initialize,
-    sinusoids,
-)
+from transformer_components.decoder import TransformerDecoder
+from transformer_components.encoder import TransformerEncoder
+from transformer_components.kv_cache import DecoderCache
+from transformer_components.sublayers import Linear, StackConfig, initialize, sinusoids
+
+if TYPE_CHECKING:
+    from transformer_components.encoder_decoder import TransformerEncoderDecoder
+    from transformer_components.static_decoding import StaticCache
 
 CHANNELS = 3  # red, green, blue
 
@@ -316,7 +314,7 @@ class CaptionDecoder(nn.Module):
         self,
         tokens: Tensor,
         memory: Tensor | None,
-        cache: DecoderCache | StaticCache | None = None,
+        cache: "DecoderCache | StaticCache | None" = None,
         position: int | None = None,
         cross_weights: list[Tensor] | None = None,
     ) -> Tensor:
@@ -342,7 +340,7 @@ class CaptionDecoder(nn.Module):
             return self.to_vocabulary(x.to(self.to_vocabulary.weight.dtype))
 
     def _positions(
-        self, count: int, cache: DecoderCache | StaticCache | None, position: int | None
+        self, count: int, cache: "DecoderCache | StaticCache | None", position: int | None
     ) -> Tensor:
         """The positions (T, D) of the next `count` tokens."""
         expected = 0 if cache is None else cache.position
@@ -357,13 +355,16 @@ class CaptionDecoder(nn.Module):
         return self.positions[position:end]
 
 
-def build_captioner(encoder: AutoEncoderShape, shape: CaptionerShape) -> TransformerEncoderDecoder:
+def build_captioner(encoder: AutoEncoderShape, shape: CaptionerShape) -> "TransformerEncoderDecoder":
     """The full captioner: images (B, 3, H, W) and tokens (B, T) to logits (B, T, V).
 
     Args:
         encoder: of the autoencoder whose encoder it takes over.
         shape: with the vocabulary that the tokenizer really has.
     """
+    # Here, for pre-training has no use for beam search and all that goes with it.
+    from transformer_components.encoder_decoder import TransformerEncoderDecoder
+
     return TransformerEncoderDecoder(
         ImageEncoder(encoder), CaptionDecoder(shape, encoder.encoder.hidden_size)
     )

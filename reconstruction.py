@@ -27,7 +27,7 @@ from image_transforms import EvaluationTransform, denormalize, normalize
 from support.configuration import bounded, config_part
 from training.checkpoints import existing, load_named
 from training.contents import require_weights
-from transformer_components import evaluating
+from transformer_components.sublayers import evaluating
 
 
 class Reconstruction(NamedTuple):

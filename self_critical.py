@@ -39,7 +39,8 @@ from training.loading import Loader
 from training.progress import Progress
 from training.run import Run, open_run
 from training.sampling import hashed_noise
-from transformer_components import TransformerEncoderDecoder, evaluating
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
+from transformer_components.sublayers import evaluating
 
 # What of the configuration the stage has its own of.
 OWN_KEYS = {"total_epochs": "self_critical_epochs", "learning_rate": "self_critical_learning_rate"}

@@ -49,7 +49,8 @@ from training.loop import Trainer
 from training.optimizer import adamw, warmup_then_cosine
 from training.run import Run, open_run
 from training.step import Stepper, gradient_scaler
-from transformer_components import TransformerEncoderDecoder, set_drop_path
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
+from transformer_components.sublayers import set_drop_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from image_transforms import normalize
 from support import devices
 from train_captioner import CaptionerConfig
 from train_encoder import MaeConfig
-from transformer_components import BeamSearchOptions
+from transformer_components.beam_search import BeamSearchOptions
 
 BEAMS = 6
 WHAT = "beam search"

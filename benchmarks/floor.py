@@ -9,7 +9,7 @@ Shapes: B images, C captions of each, T tokens, W beams, L length, N patches, K 
 
 from train_captioner import CaptionerConfig
 from train_encoder import MaeConfig
-from transformer_components import StackConfig
+from transformer_components.sublayers import StackConfig
 
 PIXELS = 3  # channels
 

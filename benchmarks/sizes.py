@@ -14,7 +14,7 @@ from paths import paths
 from support.configuration import load_config
 from train_captioner import CaptionerConfig
 from train_encoder import MaeConfig
-from transformer_components import StackConfig
+from transformer_components.sublayers import StackConfig
 
 TOKENS = 14  # of a COCO caption on average, <SOS> and <EOS> included
 PAD_ID, START_ID, END_ID = 0, 1, 2

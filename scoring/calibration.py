@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from support.files import read_json, write_json
 from training.checkpoints import digest
-from transformer_components import BeamSearchOptions
+from transformer_components.beam_search import BeamSearchOptions
 
 BINS = 10  # at most
 FEWEST_IN_BIN = 20  # captions

@@ -10,7 +10,8 @@ from coco.tokenizer import train_tokenizer
 from image_captioner import AutoEncoderShape, CaptionerShape, build_captioner
 from tests.training_cases import STACK
 from training import checkpoints
-from transformer_components import StackConfig, TransformerEncoderDecoder
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
+from transformer_components.sublayers import StackConfig
 
 # "jogger" and "rower" are too rare to become pieces of their own.
 TEXTS = ["a dog runs on a road.", "a cat sits on a red mat, near a dog."] * 8 + ["a jogger", "a rower"]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.captioner_cases import random_model
-from transformer_components import BeamSearchOptions, Hypothesis, TransformerEncoderDecoder
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
 
 PAD, START, END, UNKNOWN, VOCABULARY, CONTEXT = 0, 1, 2, 3, 40, 24
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from transformer_components import MultiHeadAttention, causal_mask, scaled_dot_product_attention
+from transformer_components.attention import MultiHeadAttention, causal_mask, scaled_dot_product_attention
 
 BATCH, QUERIES, KEYS, HEADS, KEY_SIZE, VALUE_SIZE, HIDDEN, MEMORY = 2, 5, 7, 3, 4, 6, 10, 8
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from transformer_components import BeamSearchOptions, Hypothesis, beam_search
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis, beam_search
 
 START, END = 0, 1
 INFINITY = float("inf")

@@ -34,7 +34,7 @@ from tests.training_cases import (
     write_config,
 )  # fmt: skip
 from training import checkpoints
-from transformer_components import Hypothesis
+from transformer_components.beam_search import Hypothesis
 
 
 @pytest.fixture(scope="module")

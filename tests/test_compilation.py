@@ -11,7 +11,7 @@ from torch import distributed, nn
 
 from tests.training_cases import STACK, state_of, train_captions, train_mae, write_config
 from training import checkpoints, network
-from transformer_components import Linear
+from transformer_components.sublayers import Linear
 
 ONE_LAYER = STACK | {"num_layers": 1}  # a graph takes a second to compile
 

@@ -18,7 +18,8 @@ from support.errors import UsageError
 from tests.captioner_cases import random_captioner
 from tests.training_cases import train_captions, train_mae, write_config
 from training import checkpoints
-from transformer_components import BeamSearchOptions, MultiHeadAttention
+from transformer_components.attention import MultiHeadAttention
+from transformer_components.beam_search import BeamSearchOptions
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

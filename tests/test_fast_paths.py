@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.captioner_cases import random_captioner, random_model
 from train_captioner import parameter_groups, unfreeze
-from transformer_components import BeamSearchOptions, Linear, beam_search
-from transformer_components.sublayers import FEW_ROWS
+from transformer_components.beam_search import BeamSearchOptions, beam_search
+from transformer_components.sublayers import FEW_ROWS, Linear
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (3, 2, 7), (FEW_ROWS, 7), (FEW_ROWS + 1, 7), (0, 7)])

@@ -26,7 +26,8 @@ from image_captioner import (
     unnormalize_patches,
     unpatchify,
 )
-from transformer_components import BeamSearchOptions, StackConfig, beam_search
+from transformer_components.beam_search import BeamSearchOptions, beam_search
+from transformer_components.sublayers import StackConfig
 
 SIZE, PATCH, PATCHES = 24, 8, 9
 ENCODER = StackConfig(2, 2, 16, 8, 8, 32)

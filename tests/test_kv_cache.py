@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from transformer_components import DecoderCache, LayerCache, StackConfig, TransformerDecoder
+from transformer_components.decoder import TransformerDecoder
+from transformer_components.kv_cache import DecoderCache, LayerCache
+from transformer_components.sublayers import StackConfig
 
 CONFIG = StackConfig(num_layers=3, num_heads=2, hidden_size=8, key_size=3, value_size=5, feedforward_size=16)
 SOURCES, LENGTH, MEMORY = 3, 9, 6

@@ -17,7 +17,7 @@ from tests.static_cases import (
     random_images,
     restless_captioner,
 )
-from transformer_components import draw, sample
+from transformer_components.sampling import draw, sample
 
 FORBIDDEN = [PAD, START, UNKNOWN]
 

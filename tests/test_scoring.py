@@ -14,7 +14,7 @@ from scoring.ptb_tokenizer import ptb_tokenize
 from scoring.report import page
 from tests.captioner_cases import random_captioner
 from tests.language_cases import CAPTIONS, STRIPPED, UNSPACED
-from transformer_components import Hypothesis
+from transformer_components.beam_search import Hypothesis
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.devices import autocast
 from tests.captioner_cases import random_model
-from transformer_components import BeamSearchOptions
+from transformer_components.beam_search import BeamSearchOptions
 
 CPU = torch.device("cpu")
 

@@ -7,17 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from transformer_components import (
-    DecoderLayer,
-    DropPath,
-    EncoderLayer,
-    StackConfig,
-    TransformerDecoder,
-    TransformerEncoder,
-    initialize,
-    set_drop_path,
-    sinusoids,
-)
+from transformer_components.decoder import DecoderLayer, TransformerDecoder
+from transformer_components.encoder import EncoderLayer, TransformerEncoder
+from transformer_components.sublayers import DropPath, StackConfig, initialize, set_drop_path, sinusoids
 
 CONFIG = StackConfig(num_layers=2, num_heads=4, hidden_size=16, key_size=4, value_size=4, feedforward_size=24)
 NORMS = pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])

@@ -3,8 +3,7 @@
 Shapes: B sources, W beams, T tokens, S source length, M memory width, V vocabulary, H heads.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Literal, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis, Step, beam_search
 from transformer_components.sampling import sample
 from transformer_components.static_decoding import EXECUTIONS, Execution, StaticDecoding
+from transformer_components.sublayers import evaluating
 
 Found = TypeVar("Found")
 
@@ -146,15 +146,3 @@ class TransformerEncoderDecoder(nn.Module):
             return logits.view(*tokens.shape, -1)  # (B, W, V)
 
         return eager(step)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, no dropout; afterwards every module is in the mode in which it was, frozen parts too."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

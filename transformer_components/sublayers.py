@@ -4,7 +4,8 @@ Shapes: B batch, T tokens, D hidden.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -161,3 +162,15 @@ def sinusoids(positions: Tensor, size: int) -> Tensor:
     rates = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))  # (⌈size/2⌉,)
     angles = positions.float()[:, None] * rates  # (n, ⌈size/2⌉)
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :size]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, no dropout; afterwards every module is in the mode in which it was, frozen parts too."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

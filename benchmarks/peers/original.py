@@ -35,7 +35,7 @@ from image_transforms import normalize
 from support import devices
 from train_captioner import CaptionerConfig
 from train_encoder import MaeConfig
-from transformer_components import StackConfig
+from transformer_components.sublayers import StackConfig
 
 NAME = "original"
 

@@ -10,7 +10,7 @@ from coco.tokenizer import PAD, SOS, UNK
 from image_transforms import normalize
 from support import devices
 from tests.captioner_cases import random_captioner
-from transformer_components import TransformerEncoderDecoder
+from transformer_components.encoder_decoder import TransformerEncoderDecoder
 
 IMAGES = 12
 

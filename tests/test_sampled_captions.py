@@ -36,6 +36,11 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     assert tokens.tolist() == sorted(tokens.tolist())
 
 
+def test_a_number_on_the_border_belongs_to_the_token_above():
+    """So that each token has its whole interval, 0 included."""
+    assert draw(torch.zeros(4, 4), torch.tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [0, 1, 2, 3]
+
+
 def test_a_token_of_no_chance_is_never_drawn():
     """Where sums are rounded, the number may fall behind the last token that has a chance."""
     logits = torch.full((3, 5), float("-inf"))

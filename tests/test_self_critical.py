@@ -175,9 +175,10 @@ def test_the_gauges_count_the_samples_of_a_validation(captioner, reward):
     stage = SelfCritical(captioner, reward, 4)
     end, word = stage.end_token, 9
     drawn = torch.tensor([[[word, end, end], [word, end, end], [end, end, end], [word, word, word]]])
-    stage.sample = lambda *_: drawn
     batch = Images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.tensor([1]), torch.tensor([0]))
+    stage.sample = lambda *_: torch.full((1, 4, 3), word)
     stage.loss(captioner.model, batch)  # a training step counts nothing
+    stage.sample = lambda *_: drawn
     with torch.no_grad():
         stage.loss(captioner.model, batch)
     losses = {"train_loss": -0.5, "val_loss": -0.25}

@@ -50,6 +50,8 @@ def test_it_begins_with_the_captioners_weights_and_leaves_a_captioner(run, capsy
     state = state_of(folder / "checkpoint1.pt")
     assert state["config"]["total_epochs"] == 2
     assert state["config"]["learning_rate"] == 1e-3
+    steps = {float(moments["step"]) for moments in state["optimizer"]["state"].values()}
+    assert steps == {3.0}  # of this stage: 10 images by 4
     entry = json.loads((folder / "log.jsonl").read_text())
     assert entry["train_reward"] == -entry["train_loss"]
     assert 0 < entry["distinct_samples"] <= 1

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from coco.data import CocoData, Ragged, load_data_tokenizer
-from coco.tokenizer import PAD
 from coco_samples import (
     CaptionBatch,
     CaptionSample,
@@ -83,6 +82,8 @@ class CaptFirstDataset(CocoDataset):
         context_length: int | None = None,
         pad_id: int | None = None,
     ):
+        from coco.tokenizer import PAD  # here, for pre-training reads no caption
+
         tokenizer = load_data_tokenizer(data.paths)
         entries = data.tokenized(split, tokenizer.get_vocab_size())
         image_ids = torch.tensor([entry["image_id"] for entry in entries], dtype=torch.int64)

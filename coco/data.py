@@ -10,21 +10,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from coco.caption_files import HIGHEST_ID
 from coco.split_file import FOLDERS, SplitFile, folder_splits, read_split_file
-from coco.tokenizer import load_tokenizer
 from images.image_folders import image_name, picture_ids
 from images.resized_copies import resized_folder, size_for_training
 from support import distributed
 from support.errors import UsageError, prepare_command
 from support.files import Record, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MOST_TOKENS = 2**31  # tokens are kept in 32 bits
 
@@ -68,12 +69,14 @@ def load_processed(
     return processed
 
 
-def load_data_tokenizer(paths: Mapping[str, Path]) -> Tokenizer:
+def load_data_tokenizer(paths: Mapping[str, Path]) -> "Tokenizer":
     """The tokenizer of a data set.
 
     Raises:
         UsageError: it is missing or damaged.
     """
+    from coco.tokenizer import load_tokenizer  # here, for pre-training reads no caption
+
     path, remedy = paths["tokenizer"], f"run `{prepare_command(paths)}`"
     if not path.exists():
         raise UsageError(f"{path} is missing: {remedy} first")

@@ -69,7 +69,11 @@ def test_other_programs_find_the_metrics_behind_the_door():
     ("script", "unused"),
     [
         ("train_encoder", ("nltk", "scoring", "captioner", "evaluation_report")),
-        ("caption", ("nltk", "coco_loader", "scoring.report", "scoring.metrics")),
+        (
+            "train_encoder",
+            ("tokenizers", "transformer_components.beam_search", "image_cache", "support.parallel"),
+        ),
+        ("caption", ("nltk", "coco_loader", "scoring.report", "scoring.metrics", "support.parallel")),
     ],
 )
 def test_a_script_loads_nothing_that_it_does_not_use(script, unused):

@@ -36,7 +36,7 @@ from coco_samples import (
     Transform,
     batched,
 )
-from image_transforms import TrainingTransform
+from image_transforms import EvaluationTransform, TrainingTransform
 from paths import paths
 from support import distributed
 from support.errors import UsageError
@@ -334,7 +334,7 @@ def get_coco_loader(
         split: "train", "val" or "unlabeled"; in mode "image_only" also a sequence of them.
         batch_size: samples over all ranks and micro-batches, so that a step means the same on any machine.
         transform: what becomes of a picture, from (3, h, w) uint8 to (3, H, W).
-        num_workers: loader processes; 0 loads in this one.
+        num_workers: loader processes; 0 loads in this one, as does whatever only takes images from memory.
         mode: "caption_first", "image_first" or "image_only".
         shuffle: True for training: `loader.batch_sampler` is an `EpochSampler`, to be told of each epoch by
             `set_epoch`.  False for evaluation: an `EvaluationSampler`, each sample once in fixed order, of
@@ -365,6 +365,10 @@ def get_coco_loader(
     else:
         raise ValueError(f"mode is one of caption_first, image_first, image_only, not {mode!r}")
     finish = dataset.keep_in_memory() if options.cache_images else None
+    if dataset.cached is not None and isinstance(transform, EvaluationTransform):
+        num_workers = (
+            0  # to take a square from memory is quicker than to have it sent, let alone to start them
+        )
     ranks = options.rank, options.world_size
     accumulation = options.accumulation if shuffle else 1
     share = -(-batch_size // (options.world_size * accumulation))

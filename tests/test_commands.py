@@ -85,6 +85,7 @@ def test_the_captioner_needs_to_be_told_where_to_start(capsys):
 )
 def test_wrong_use_is_one_line_and_exit_code_2(main, arguments, words, capsys):
     assert_one_clear_line(ended(main, *arguments, capsys=capsys), *words)
+    assert not Path("nowhere").exists()  # nor is a folder made for a run that cannot be
 
 
 def test_from_scratch_takes_the_encoder_from_the_file_beside_the_one_named(make_tiny_coco, tmp_path):

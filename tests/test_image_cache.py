@@ -75,6 +75,13 @@ def test_evaluation_sees_the_same_pixels_as_from_files(tiny_coco, place, mode):
     assert_same_batches(cached, plain, levels=0)
 
 
+def test_evaluation_from_memory_starts_no_workers(tiny_coco, place):
+    """Starting and ending them took longer than the rest of an epoch's validation."""
+    assert loader(tiny_coco, EVALUATION, "image_first", workers=2, cache_images=True).num_workers == 0
+    assert loader(tiny_coco, EVALUATION, "image_first", workers=2).num_workers == 2
+    assert loader(tiny_coco, TRAINING, "image_only", workers=2, cache_images=True).num_workers == 2
+
+
 def test_images_of_several_splits_are_told_apart(tiny_coco):
     """One of unlabeled with the id of another in train: an id alone does not name a file."""
     ids = torch.load(tiny_coco["train_image_ids"], weights_only=True)

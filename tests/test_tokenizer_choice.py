@@ -184,7 +184,8 @@ def named_options(message: str) -> list[str]:
 
 def chosen(where: dict[str, Path], vocabulary_size: int) -> str:
     config = SimpleNamespace(vocabulary_size=vocabulary_size)
-    return train_captioner.chosen_tokenizer(where, config, None)
+    run = SimpleNamespace(paths=where, config=config, checkpoint=None)
+    return train_captioner.choose_tokenizer(run).to_str()
 
 
 @pytest.mark.parametrize("own", [False, True])

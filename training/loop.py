@@ -49,7 +49,7 @@ class Trainer:
     """Trains one model.  As a context manager it saves the run when a signal or an error stops it.
 
     Args:
-        run: from `open_run`.
+        run: from `open_run`; its folder is taken here.
         model: the module to train, on the run's device.
         stepper: takes its steps; knows loss and optimizer.
         train_loader: loader of the training split, shuffled, with an `EpochSampler`.
@@ -92,6 +92,7 @@ class Trainer:
                 self._restore(run.checkpoint)
             if run.checkpoint["config"] == self.contents["config"]:
                 self._newest = run.checkpoint_path.resolve()
+        run.take_folder()
         distributed.wait_for_all()  # every process has read its checkpoint before the folder changes
         if distributed.is_main():
             checkpoints.prepare(self.folder, run.checkpoint_path)

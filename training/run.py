@@ -90,10 +90,21 @@ class Run(Generic[Config]):
     data: CocoData
     device: torch.device
     folder: Path  # of its checkpoints and its log
-    lock: RunLock  # on the folder
-    board: TensorBoardLog | None  # TensorBoard's, in the main process and where it is asked for
     checkpoint_path: Path | None  # to resume; None: a new run
     checkpoint: dict[str, Any] | None  # what that file holds
+    tensorboard: bool  # whether to write its log, too
+    lock: RunLock | None = None  # on the folder, once it is taken
+    board: TensorBoardLog | None = None  # TensorBoard's, in the main process and where it is asked for
+
+    def take_folder(self) -> None:
+        """Locks the folder, before the run changes anything in it, and opens TensorBoard's log.
+
+        Raises:
+            UsageError: another run has it.
+        """
+        self.lock = RunLock(self.folder)
+        if self.tensorboard and distributed.is_main():
+            self.board = open_board(self.folder, self.checkpoint)
 
 
 def open_run(
@@ -104,7 +115,7 @@ def open_run(
     device: torch.device,
     loaded: tuple[Path, dict[str, Any]] | None = None,
 ) -> Run[Config]:
-    """Reads all that a run starts from, takes its folder, and makes the device repeatable and fast.
+    """Reads all that a run starts from, and makes the device repeatable and fast.  No file is changed.
 
     Args:
         options: of the command line, see `command_line.add_training_options`.
@@ -115,7 +126,7 @@ def open_run(
         loaded: the checkpoint and its file, if they are not simply what `-c` names in the stage's folder.
 
     Raises:
-        UsageError: checkpoint, configuration and data do not fit together, or another run has the folder.
+        UsageError: checkpoint, configuration and data do not fit together.
     """
     stage = config_class.STAGE
     folder = paths[f"{stage}_checkpoints"]
@@ -128,12 +139,10 @@ def open_run(
     data = CocoData.open(paths, options.split_file)
     if checkpoint:
         require_same_split(checkpoint, data.split_file)
-    lock = RunLock(folder)
-    board = open_board(folder, checkpoint) if options.tensorboard and distributed.is_main() else None
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
     devices.make_repeatable(device)
-    return Run(config, paths, data, device, folder, lock, board, path, checkpoint)
+    return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
 
 
 def first_line(run: Run, model: nn.Module, dataset: Dataset) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 import train_captioner
 import train_encoder
+from support.configuration import config_to_dict, load_config
 from tests.training_cases import ROOT, ended, write_config
 
 STAGES = {
@@ -229,7 +230,7 @@ def test_every_key_of_the_root_files_has_a_comment_behind_it(name):
 
 
 @pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("recipe", ["sample", "modern"])
+@pytest.mark.parametrize("recipe", ["sample", "modern", "photographs", "photographs/h100"])
 def test_a_recipe_lists_only_what_it_changes(recipe, name):
     """66 of the 84 lines of recipes/modern repeated the root's, so nobody saw what "modern" was."""
 
@@ -240,14 +241,16 @@ def test_a_recipe_lists_only_what_it_changes(recipe, name):
             if (unchanged(value, base[key]) if isinstance(value, dict) else value == base[key])
         ]
 
-    changes = yaml.safe_load(Path(ROOT, "recipes", recipe, name).read_text())
-    assert changes.pop("base") == f"../../{name}"
-    assert unchanged(changes, yaml.safe_load(Path(ROOT, name).read_text())) == []
+    file = Path(ROOT, "recipes", recipe, name)
+    changes = yaml.safe_load(file.read_text())
+    _, config_class, _ = STAGES[name]
+    base = config_to_dict(load_config(file.parent / changes.pop("base"), config_class))
+    assert unchanged(changes, base) == []
 
 
-@pytest.mark.parametrize("recipe", [".", "recipes/sample", "recipes/modern"])
+@pytest.mark.parametrize(
+    "recipe", [".", *(f"recipes/{name}" for name in ("sample", "modern", "photographs", "photographs/h100"))]
+)
 def test_the_files_that_come_with_the_project_fit(recipe):
-    from support.configuration import load_config
-
     for name, (_, config_class, _) in STAGES.items():
         assert load_config(Path(ROOT, recipe, name), config_class)

@@ -1,13 +1,13 @@
-"""Captions your own pictures with a trained captioner.
+"""Captions your own images with a trained captioner.
 
-    python caption.py -c last my_picture.jpg              one picture, or many, or folders of them
+    python caption.py -c last my_picture.jpg              one image, or many, or folders of them
     python caption.py -c checkpoint30.pt --beams 1 photos/
     python caption.py -c last --n-best 3 - < my_picture.jpg
     python caption.py -c last --explain sheets/ photos/   draws where it looked for each word
     python caption.py -c last --json photos/ > captions.json
     python caption.py -c last --recursive photos/         the folders in it, too
 
-A checkpoint alone is enough: model, tokenizer and picture transform are rebuilt from it.  How sure it is of a
+A checkpoint alone is enough: model, tokenizer and image transform are rebuilt from it.  How sure it is of a
 caption it can say once evaluate_captioner.py has measured that on val, in a file beside the checkpoint.
 """
 
@@ -42,20 +42,20 @@ from support.files import replacing, require_place
 from training import checkpoints
 from transformer_components.beam_search import Hypothesis
 
-BATCH_SIZE = 16  # pictures captioned at once
+BATCH_SIZE = 16  # images captioned at once
 STDIN = Path("/dev/stdin")
 
 
 class Picture(NamedTuple):
-    """A picture to caption."""
+    """An image to caption."""
 
     place: Path
     image: torch.Tensor  # (3, H, W) uint8, what the model sees
-    square: Image.Image  # the same part of the picture, as large as a sheet shows it
+    square: Image.Image  # the same part of the image, as large as a sheet shows it
 
 
 def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
-    """The pictures named, and those lying in the folders named, in order of name.
+    """The images named, and those lying in the folders named, in order of name.
 
     One line on stderr says what of the folders was left out, and why.
 
@@ -82,7 +82,7 @@ def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
 
 
 def read_pictures(places: Sequence[Path], transform: EvaluationTransform) -> Iterator[Picture]:
-    """Each readable picture; an unreadable one is named on stderr and left out."""
+    """Each readable image; an unreadable one is named on stderr and left out."""
     for place in places:
         try:
             square = to_pil_image(central_square(load_image(place)))
@@ -95,10 +95,10 @@ def read_pictures(places: Sequence[Path], transform: EvaluationTransform) -> Ite
 
 
 def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
-    """The file for each picture's sheet: `out` itself for one, else files in the folder `out`.
+    """The file for each image's sheet: `out` itself for one, else files in the folder `out`.
 
     Raises:
-        UsageError: many pictures and one file.
+        UsageError: many images and one file.
     """
     places = list(dict.fromkeys(places))
     sheets, names = {}, Counter()
@@ -125,7 +125,7 @@ def explain(captioner: Captioner, picture: Picture, best: Hypothesis, path: Path
 def described(
     captioner: Captioner, picture: Picture, hypotheses: list[Hypothesis], calibration: Calibration | None
 ) -> dict[str, Any]:
-    """All that is known of a picture, as plain values."""
+    """All that is known of an image, as plain values."""
     best = hypotheses[0]
     result = {
         "picture": "-" if picture.place == STDIN else str(picture.place),
@@ -140,7 +140,7 @@ def described(
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """What is printed of a picture: its caption, or its best ones with their scores.
+    """What is printed of an image: its caption, or its best ones with their scores.
 
     A name may hold line ends and what a terminal obeys: these are printed as escapes.
     """

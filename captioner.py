@@ -1,9 +1,9 @@
-"""A captioner ready for use: model, tokenizer and picture transform, rebuilt from a checkpoint alone.
+"""A captioner ready for use: model, tokenizer and image transform, rebuilt from a checkpoint alone.
 
     captioner = load_captioner("checkpoints/captioner/checkpoint30.pt")
     captioner.caption([Image.open("my_picture.jpg")])
 
-Shapes: B pictures, T tokens, N patches, H and W the model's picture size, h × w the grid of patches.
+Shapes: B images, T tokens, N patches, H and W the model's image size, h × w the grid of patches.
 """
 
 import math
@@ -35,12 +35,12 @@ class Attention(NamedTuple):
     """Where a captioner looked as it wrote each word."""
 
     words: list[str]
-    maps: torch.Tensor  # (words, h, w) over the patches of the picture's central square; each sums to 1
+    maps: torch.Tensor  # (words, h, w) over the patches of the image's central square; each sums to 1
 
 
 @dataclass
 class Captioner:
-    """A model with all that it takes to caption a picture."""
+    """A model with all that it takes to caption an image."""
 
     model: TransformerEncoderDecoder
     tokenizer: Tokenizer
@@ -66,7 +66,7 @@ class Captioner:
         return " · ".join(parts)
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """The best caption of each picture, of whatever size and mode."""
+        """The best caption of each image, of whatever size and mode."""
         if not pictures:
             return []
         images = torch.stack([self.transform(picture) for picture in pictures])  # (B, 3, H, W) uint8
@@ -75,13 +75,13 @@ class Captioner:
     def decode(self, images: torch.Tensor) -> list[list[Hypothesis]]:
         """Searches for the best captions of pictures.
 
-        Pictures that do not fit in the GPU's memory together are decoded in two halves, and a note says so.
+        Images that do not fit in the GPU's memory together are decoded in two halves, and a note says so.
 
         Args:
             images: (B, 3, H, W) uint8, transformed.
 
         Returns:
-            For each picture its `options.n_best` hypotheses, best first.
+            For each image its `options.n_best` hypotheses, best first.
         """
         try:
             return self._search(images)
@@ -121,7 +121,7 @@ class Captioner:
 
     @torch.inference_mode()
     def attention(self, picture: Image.Image | torch.Tensor, caption: str | Hypothesis) -> Attention:
-        """Where the decoder looked in a picture as it wrote each word of a caption.
+        """Where the decoder looked in an image as it wrote each word of a caption.
 
         The image and the whole caption go through the model once more, and the last layer's attention to the
         image is averaged over heads.  Lower layers are more diffuse: in the sample model half of a word's
@@ -129,7 +129,7 @@ class Captioner:
         tokens gets their mean.
 
         Args:
-            picture: of whatever size and mode, or (3, h, w) uint8.
+            image: of whatever size and mode, or (3, h, w) uint8.
             caption: a text, or a hypothesis, whose own pieces are then taken.
 
         Raises:

@@ -10,7 +10,7 @@ What their samples and batches are, coco_samples.py says.
 A data set is indexed by a plain number, or by a sampler's key (index, seed).  The seed fixes all that is
 random about the sample, so that the number of workers, the rank and a restart change nothing.
 
-Shape letters: B batch, T caption tokens, H and W the model's picture size.
+Shape letters: B batch, T caption tokens, H and W the model's image size.
 """
 
 import json
@@ -46,7 +46,7 @@ from training.sampling import EpochSampler, EvaluationSampler, subset_of
 
 COCO = CocoData(paths)  # the data that all here reads unless other data are named
 
-# Whole words that a mirrored picture would make wrong; "bright" and "leftovers" are not among them.
+# Whole words that a mirrored image would make wrong; "bright" and "leftovers" are not among them.
 # English only: in another language captions that name a side go with mirrored images, too.
 SIDES = re.compile(r"\b(left|right)(most|side|hand\w*|wards?)?\b", re.IGNORECASE)
 
@@ -54,7 +54,7 @@ SIDES = re.compile(r"\b(left|right)(most|side|hand\w*|wards?)?\b", re.IGNORECASE
 class CaptFirstDataset(CocoDataset):
     """All (image, caption) pairs of a split, in the order of its captions: five pairs an image.
 
-    A caption that speaks of left or right keeps its picture from being mirrored, if `transform` is a
+    A caption that speaks of left or right keeps its image from being mirrored, if `transform` is a
     `TrainingTransform`; one of your own has to see to that itself.
 
     Args:
@@ -196,7 +196,7 @@ class ImgFirstDataset(CocoDataset):
 
     @property
     def captioned(self) -> int:
-        """How many of the pictures have a caption."""
+        """How many of the images have a caption."""
         return int((self.captions.lengths[self.rows] > len("[]")).sum())
 
     def captions_of_split(self) -> list[str]:
@@ -333,7 +333,7 @@ def get_coco_loader(
     Args:
         split: "train", "val" or "unlabeled"; in mode "image_only" also a sequence of them.
         batch_size: samples over all ranks and micro-batches, so that a step means the same on any machine.
-        transform: what becomes of a picture, from (3, h, w) uint8 to (3, H, W).
+        transform: what becomes of an image, from (3, h, w) uint8 to (3, H, W).
         num_workers: loader processes; 0 loads in this one, as does whatever only takes images from memory.
         mode: "caption_first", "image_first" or "image_only".
         shuffle: True for training: `loader.batch_sampler` is an `EpochSampler`, to be told of each epoch by

@@ -2,7 +2,7 @@
 
 Images leave a loader as uint8, (B, 3, H, W); `image_transforms.normalize` makes floats of them on the device.
 
-Shape letters: B batch, T caption tokens, H and W the model's picture size.
+Shape letters: B batch, T caption tokens, H and W the model's image size.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from training.sampling import Key, mix, seeded
 if TYPE_CHECKING:
     from image_cache import CachedImages, DrawnCrops
 
-# From a picture as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
+# From an image as it is, (3, h, w) uint8, to one of the model's size, (3, H, W) uint8.
 Transform = TrainingTransform | EvaluationTransform | Callable[[Tensor], Tensor]
 
 
@@ -36,7 +36,7 @@ class CaptionBatch(NamedTuple):
 
 class ReferenceBatch(NamedTuple):
     images: Tensor  # (B, 3, H, W) uint8
-    captions: list[list[str]]  # B lists, usually of five; empty where a picture has no caption
+    captions: list[list[str]]  # B lists, usually of five; empty where an image has no caption
     image_ids: Tensor  # (B,) int64
 
 
@@ -74,11 +74,11 @@ class CocoDataset(Dataset):
     """What the three data sets share.
 
     Each has its own `sample(index, seed)` and `collate(samples)`; those for training also `stand_in()`, a
-    sample with a black picture, which no loss counts: the batch where none of its own could be read.
+    sample with a black image, which no loss counts: the batch where none of its own could be read.
     """
 
     split: str  # its name; the names of several, joined by +
-    image_ids: Tensor  # (samples,) int64, the picture of each sample
+    image_ids: Tensor  # (samples,) int64, the image of each sample
     data: CocoData
     transform: Transform
     unit = "images"  # what a sample is
@@ -93,7 +93,7 @@ class CocoDataset(Dataset):
         """The sample of a key (index, seed); a plain index has a fixed seed.
 
         Raises:
-            RunError: its picture cannot be read.
+            RunError: its image cannot be read.
         """
         index, seed = key if isinstance(key, tuple) else (key, mix(0, 0, key))
         return self.sample(range(len(self))[index], seed)
@@ -147,14 +147,14 @@ class CocoDataset(Dataset):
 
 
 def load_transformed(path: Path, transform: Transform, seed: int) -> Tensor:
-    """A picture, read and transformed; what is random about it follows from `seed` alone."""
+    """An image, read and transformed; what is random about it follows from `seed` alone."""
     image = load_image(path)
     with seeded(seed):
         return transform(image)
 
 
 def black(transform: Transform) -> Tensor:
-    """A black picture of the size that `transform` makes, to stand in where nothing can be read."""
+    """A black image of the size that `transform` makes, to stand in where nothing can be read."""
     with seeded(0):
         return transform(torch.zeros(3, 64, 64, dtype=torch.uint8))
 

@@ -2,7 +2,7 @@
 
     python evaluate_captioner.py -c last                     val2017: all metrics, the last line is BLEU-4
     python evaluate_captioner.py -c last --split train -s 0.01
-    python evaluate_captioner.py -c last --report report.html  one page to look at: curves, pictures, captions
+    python evaluate_captioner.py -c last --report report.html  one page to look at: curves, images, captions
     python evaluate_captioner.py -c last --out results.json
     python evaluate_captioner.py -c last --split-file dataset_coco.json --split test
     python evaluate_captioner.py -c last --unit character      for languages without blanks between words
@@ -66,7 +66,7 @@ class CaptionedSplit(NamedTuple):
 
 
 def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
-    """Captions every picture of an image-first loader; of all processes, in every process."""
+    """Captions every image of an image-first loader; of all processes, in every process."""
     mine = CaptionedSplit({}, {}, {})
     options = {"log": False, "hidden": not distributed.is_main(), "leave": False}
     for batch in progress_bar(loader, what="beam search", unit="batch", **options):
@@ -94,7 +94,7 @@ def scoring_of(captioner: Captioner, dataset: ImgFirstDataset, **asked_for: str 
 
 
 def score_captions(captioned: CaptionedSplit, scoring: Scoring) -> dict[str, float]:
-    """The metrics of the captions whose pictures have references, as fractions."""
+    """The metrics of the captions whose images have references, as fractions."""
     known = with_references(captioned.references)
     return score(known, {image_id: captioned.captions[image_id] for image_id in known}, scoring.tokenize)
 
@@ -195,7 +195,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None) -> str:
-    """Which pictures are scored, in words that leave no doubt."""
+    """Which images are scored, in words that leave no doubt."""
     which = f"{options.split}2017"
     if split_file:
         which = f"{options.split} of {split_file.name} sha256 {split_file.sha256[:12]}"
@@ -234,9 +234,9 @@ def provenance(
 
     Args:
         checkpoint: the captioner's.
-        which: the pictures, in words.
+        which: the images, in words.
         search: how captions were searched for.
-        scored_images: number of pictures that have references.
+        scored_images: number of images that have references.
         scoring: how captions were compared.
     """
     beams = f"beams={search.num_beams} alpha={search.length_alpha:g}"
@@ -279,7 +279,7 @@ def require_references(dataset: ImgFirstDataset) -> None:
 
 
 def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any]) -> None:
-    """Raises UsageError if, by another split, the captioner was trained on pictures that are to be scored."""
+    """Raises UsageError if, by another split, the captioner was trained on images that are to be scored."""
     facts = state.get("split_file")
     if same_split(state, dataset.data.split_file):
         return

@@ -21,11 +21,11 @@ from scoring.report import page
 from support.files import replacing
 
 SHOWN_PICTURES = 4  # reconstructed
-SHOWN_SIZE = 320  # pixels, side of a picture that is shown beside its caption
+SHOWN_SIZE = 320  # pixels, side of an image that is shown beside its caption
 
 
 class Example(NamedTuple):
-    """A picture with the caption that the model wrote, and what to judge it by."""
+    """An image with the caption that the model wrote, and what to judge it by."""
 
     image_id: int
     picture: Image.Image  # the central square, which is what the model saw, at a size to look at
@@ -47,7 +47,7 @@ def examples(
 
     Args:
         captioner: the model that wrote them.
-        place: where the picture of an image id lies.
+        place: where the image of an image id lies.
         references: for each image id, what people wrote; an image without any is passed over.
         captions: for the same ids, what the model wrote.
         count: how many of each kind, fewer where there are not enough.
@@ -102,7 +102,7 @@ def write_report(
         captioner: the model that wrote the captions.
         state: what its checkpoint holds.
         encoder: what the encoder's checkpoint holds; None leaves its curves and reconstructions out.
-        place: where the picture of an image id lies.
+        place: where the image of an image id lies.
         references: for each image id, what people wrote.
         captions: for the same ids, what the model wrote.
         assessment: what the metrics JSON holds.

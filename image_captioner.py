@@ -278,7 +278,7 @@ class ImageAutoEncoder(nn.Module):
             masked: (B, M) int64, the patches to predict; None: all N, for a full reconstruction.
 
         Returns:
-            Predicted pixels (B, M, P·P·3), or (B, N, P·P·3), which `unpatchify` makes a picture.
+            Predicted pixels (B, M, P·P·3), or (B, N, P·P·3), which `unpatchify` makes an image.
         """
         return self.decoder(self.encoder(images, kept), kept, masked)
 

@@ -1,13 +1,13 @@
-"""From a picture file to the model's pixels: upright RGB, crops, ImageNet statistics.
+"""From an image file to the model's pixels: upright RGB, crops, ImageNet statistics.
 
-A picture takes three steps, and memory traffic decides where each is done:
+An image takes three steps, and memory traffic decides where each is done:
 
-1. `load_image` (or `to_tensor`, for a picture already opened): upright RGB, (3, h, w) uint8.
+1. `load_image` (or `to_tensor`, for an image already opened): upright RGB, (3, h, w) uint8.
 2. A transform, in a loader worker: crop, resize, maybe mirror.  Its pixels are still uint8, so that a batch
    is a quarter of the size on its way from worker to device.
 3. `normalize`, on the device: scaled down to [0, 1], then normalized by the ImageNet statistics.
 
-Shape letters: B batch, h and w the picture's own size, H and W the model's.
+Shape letters: B batch, h and w the image's own size, H and W the model's.
 """
 
 import io
@@ -32,7 +32,7 @@ from support.errors import RunError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MAE_CROP_SCALE = (0.2, 1.0)  # fraction of the picture's area; the write-up's "big variance in scale"
+MAE_CROP_SCALE = (0.2, 1.0)  # fraction of the image's area; the write-up's "big variance in scale"
 
 # Each of Pillow's turns: whether rows become columns, and then along which dimensions it is mirrored.
 TENSOR_TURNS = {
@@ -67,7 +67,7 @@ class TrainingTransform:
     """
 
     size: int = 224  # side of the result, pixels
-    scale: tuple[float, float] = MAE_CROP_SCALE  # least and greatest area of the crop, of the picture's
+    scale: tuple[float, float] = MAE_CROP_SCALE  # least and greatest area of the crop, of the image's
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # least and greatest width / height of the crop
     flip_probability: float = 0.5  # how often it is mirrored
 
@@ -90,11 +90,11 @@ class TrainingTransform:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """The largest square in the middle of the picture, resized.
+    """The largest square in the middle of the image, resized.
 
     That is the shorter side resized to `size` and a centre crop, in the other order, so that a
     panorama is never blown up before most of it is thrown away.  The customary detour over 256 / 224 of the
-    size would show the model 77 % of that square; captions speak of the whole picture, so no more is cut
+    size would show the model 77 % of that square; captions speak of the whole image, so no more is cut
     than must be.
     """
 
@@ -105,7 +105,7 @@ class EvaluationTransform:
 
 
 def resized(image: Tensor, size: int) -> Tensor:
-    """A picture, (3, h, w), as a square of `size` pixels a side, by torchvision's antialiased resize.
+    """An image, (3, h, w), as a square of `size` pixels a side, by torchvision's antialiased resize.
 
     That takes half the time where a pixel's three colours lie side by side in memory.  Decoders leave them
     so, but a crop does not look so to it.  The result lies so, too.
@@ -120,7 +120,7 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
 
 
 def central_square(image: Tensor | Image.Image) -> Tensor | Image.Image:
-    """What evaluation sees of a picture, in the picture's own resolution."""
+    """What evaluation sees of an image, in the image's own resolution."""
     return F.center_crop(image, [min(F.get_size(image))] * 2)
 
 
@@ -158,13 +158,13 @@ def denormalize(images: Tensor) -> Tensor:
 
 
 def load_image(path: str | Path) -> Tensor:
-    """Reads a picture file as upright RGB.
+    """Reads an image file as upright RGB.
 
     Returns:
         (3, h, w) uint8.
 
     Raises:
-        RunError: the file is missing, empty, cut, no picture, or above the limit of `images.image_files`.
+        RunError: the file is missing, empty, cut, no image, or above the limit of `images.image_files`.
     """
     try:
         return _decode(Path(path).read_bytes())
@@ -173,7 +173,7 @@ def load_image(path: str | Path) -> Tensor:
 
 
 def _decode(data: bytes) -> Tensor:
-    """The bytes of a picture file as (3, h, w) uint8.
+    """The bytes of an image file as (3, h, w) uint8.
 
     Ordinary JPEGs are decoded by torchvision, a quarter faster than by Pillow and to the same pixels.
     Whatever is odd, in kind or by damage, goes to Pillow, which knows more kinds and words its errors better.
@@ -202,7 +202,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def _turned(image: Tensor, transpose: Image.Transpose | None) -> Tensor:
-    """A picture, (3, h, w), turned as Pillow would turn it."""
+    """An image, (3, h, w), turned as Pillow would turn it."""
     if transpose is None:
         return image
     transposed, flipped = TENSOR_TURNS[transpose]
@@ -211,5 +211,5 @@ def _turned(image: Tensor, transpose: Image.Transpose | None) -> Tensor:
 
 
 def to_tensor(image: Tensor | Image.Image) -> Tensor:
-    """Any Pillow picture as upright RGB, (3, h, w) uint8.  A tensor is taken to be that already."""
+    """Any Pillow image as upright RGB, (3, h, w) uint8.  A tensor is taken to be that already."""
     return image if isinstance(image, Tensor) else F.pil_to_tensor(to_rgb(image))

@@ -1,24 +1,24 @@
 """Prepares the data set, once, before everything else: download, train the tokenizer, tokenize the captions.
 
-    python process_coco.py                       # COCO 2017: pictures and captions
-    python process_coco.py --splits train val    # without the unlabeled and the test pictures
+    python process_coco.py                       # COCO 2017: images and captions
+    python process_coco.py --splits train val    # without the unlabeled and the test images
     python process_coco.py --source /mnt/coco    # from a folder, or another server, with COCO's archives
     python process_coco.py --captions-only       # sections 2 and 3 alone, on caption files that are there
     python process_coco.py --sample              # the sample data set, drawn on the spot
     python process_coco.py --keep-accents        # captions whose é and ü are to stay: not English
-    python process_coco.py --resize 256          # with small copies of the pictures, for training to read
+    python process_coco.py --resize 256          # with small copies of the images, for training to read
     python process_coco.py --split-file FILE     # with a tokenizer for training with --split-file FILE
-    python process_coco.py --check               # then decode every picture once, and list the bad
+    python process_coco.py --check               # then decode every image once, and list the bad
     python process_coco.py --own DIR             # your own images and captions, into data/<name of DIR>
 
-COCO is 47 GB of pictures; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
+COCO is 47 GB of images; while they come, 20 GB more hold the archive in work (47 with --keep-archives).
 The download takes an hour at 100 Mbit/s, unpacking some minutes, the captions a minute and 1.3 GB of memory.
 Whatever goes wrong, run it again: it goes on where it stood.  Run when all is there, it takes a second.
 Into data of one's own in COCO's layout, known by captions that are not COCO's, nothing is downloaded, unless
 --source says from where; and no file is ever replaced that an archive did not bring.
 
 Copies lie beside the originals, in `train2017_256/` and so on; the size is that of the shorter side.  Both
-training scripts read them where all are there and the model's pictures are no larger; validation and
+training scripts read them where all are there and the model's images are no larger; validation and
 evaluation read the originals.
 """
 
@@ -171,7 +171,7 @@ def draw_sample(images: Inventory) -> None:
     root, changed = images.where["data"], images.changed(SPLITS)
     for split in changed if (root / STAMP).exists() else []:
         for picture in filter(is_cut, picture_files(images.where[f"{split}_images"])):
-            picture.unlink()  # ours; a drawing that lacks a picture is not complete, and drawn again
+            picture.unlink()  # ours; a drawing that lacks an image is not complete, and drawn again
     if draw(root) or changed:
         for split in SPLITS:
             images.note(split)
@@ -232,7 +232,7 @@ def train_the_tokenizer(where: Where, record: Record, options: argparse.Namespac
 
 
 def tokenize_the_captions(split: str, where: Where, record: Record, found: list[int]) -> None:
-    """Writes a split's structures, unless they are there and made from the same pictures and captions."""
+    """Writes a split's structures, unless they are there and made from the same images and captions."""
     made_from = {"pictures": found}
     files = [where[f"{split}_image_ids"]]
     if split in CAPTIONED_SPLITS:
@@ -240,7 +240,7 @@ def tokenize_the_captions(split: str, where: Where, record: Record, found: list[
         made_from["tokenizer"] = digest(where["tokenizer"])
         files += [where[f"{split}_im2capts"], where[f"{split}_tokenized"]]
     elif not found[0]:
-        return  # --captions-only: there may be no pictures to list
+        return  # --captions-only: there may be no images to list
 
     def done() -> dict:
         return made_from | {"bytes": [file.stat().st_size if file.exists() else 0 for file in files]}

@@ -1,8 +1,8 @@
-"""What an autoencoder learned, to be looked at: pictures with patches hidden, and what it puts there.
+"""What an autoencoder learned, to be looked at: images with patches hidden, and what it puts there.
 
 TensorBoard, the report and the notebooks draw from here.
 
-Shapes: B batch, N all patches, M masked patches, P patch side, H and W the model's picture size.
+Shapes: B batch, N all patches, M masked patches, P patch side, H and W the model's image size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from transformer_components.sublayers import evaluating
 
 
 class Reconstruction(NamedTuple):
-    """Four views of the same pictures, each (B, 3, H, W) uint8, and which patches were hidden."""
+    """Four views of the same images, each (B, 3, H, W) uint8, and which patches were hidden."""
 
     original: Tensor
     masked: Tensor  # the hidden patches grey, as ImageNet's mean
@@ -52,14 +52,14 @@ class Reconstructor:
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, seeds: Sequence[int] | None = None) -> Reconstruction:
-        """Hides patches of transformed pictures (B, 3, H, W) uint8, and predicts them.
+        """Hides patches of transformed images (B, 3, H, W) uint8, and predicts them.
 
         Where the model predicts normalized patches, the true mean and deviation of each are put back: they
         are no part of what it learned, and without them a reconstruction looks like noise.
 
         Args:
             images: the pictures.
-            seeds: of each picture's mask; by default 0, 1, 2, ...
+            seeds: of each image's mask; by default 0, 1, 2, ...
         """
         size = self.model.patch_size
         seeds = torch.tensor(range(len(images)) if seeds is None else seeds)
@@ -134,7 +134,7 @@ def reconstructor_from_state(
 def clearest_hidden_patch(
     reconstruction: Reconstruction, patch_size: int, index: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The hidden patch of a picture with most to see in it, the one of greatest variance.
+    """The hidden patch of an image with most to see in it, the one of greatest variance.
 
     Returns:
         The patch as it is and as predicted, each (3, P, P) uint8.

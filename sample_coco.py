@@ -2,8 +2,8 @@
 
     python sample_coco.py [--data data/sample] [--seed 0]
 
-Some 7,500 pictures in about 25 s of one core.  A scene is one to three coloured things on one of four
-grounds, captioned as five people would word it.  Everything about a picture is a pure function of (seed,
+Some 7,500 images in about 25 s of one core.  A scene is one to three coloured things on one of four
+grounds, captioned as five people would word it.  Everything about an image is a pure function of (seed,
 split, index): the same seed gives the same bytes on every run, however many processes draw.  Six of the 48
 pairs of colour and thing (`NEW_PAIRS`) occur in val and test only, which so ask for new combinations.
 """
@@ -24,7 +24,7 @@ from support.errors import RunError, UsageError
 from support.files import digest, read_json, write_json
 from support.parallel import on_all_cores
 
-SIZES = {"train": 6000, "val": 400, "test": 60, "unlabeled": 1000}  # pictures
+SIZES = {"train": 6000, "val": 400, "test": 60, "unlabeled": 1000}  # images
 FIRST_ID = {
     "train": 1,
     "val": 100_001,
@@ -194,13 +194,13 @@ def write_captions(random: Random, scene: Scene) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Section 2: pictures
+# Section 2: images
 
 
 def draw_picture(
     where: dict[str, Path], seed: int, task: tuple[str, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Draws and saves the picture of (split, index); returns its COCO entry and its captions."""
+    """Draws and saves the image of (split, index); returns its COCO entry and its captions."""
     split, index = task
     scene = invent_scene(seed, split, index)
     random = Random(f"picture {seed} {split} {index}")
@@ -229,7 +229,7 @@ def draw_picture(
 
 
 def invent_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of one picture; only val and test show the new pairs."""
+    """The scene of one image; only val and test show the new pairs."""
     banned = NEW_PAIRS if split in ("train", "unlabeled") else frozenset()
     return invent(Random(f"scene {seed} {split} {index}"), banned)
 
@@ -249,14 +249,14 @@ def draw(
     Args:
         destination: the data root, e.g. `data/sample`.
         seed: of everything.
-        sizes: pictures per split; a split left out has none.  Default: `SIZES`.
+        sizes: images per split; a split left out has none.  Default: `SIZES`.
         progress: show a bar.
 
     Returns:
         True when it drew, False when this very drawing was there already.
 
     Raises:
-        UsageError: the folder holds pictures or captions that were not drawn here.
+        UsageError: the folder holds images or captions that were not drawn here.
         RunError: the disk is full or the folder cannot be written.
     """
     destination = Path(destination)

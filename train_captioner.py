@@ -213,7 +213,7 @@ def score_split(captioner: Captioner, loader: Loader, scoring: Scoring) -> dict[
 
 
 def first_captions(captioner: Captioner, dataset: ImgFirstDataset, count: int = 4) -> dict[str, str]:
-    """The captions of a data set's first pictures, by name: always the same ones, to watch them change."""
+    """The captions of a data set's first images, by name: always the same ones, to watch them change."""
     items = [dataset[index] for index in range(min(count, len(dataset)))]
     decoded = captioner.decode(torch.stack([item.image for item in items]))
     return {image_name(item.image_id): captioner.text(best) for item, (best, *_) in zip(items, decoded)}

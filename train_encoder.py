@@ -1,4 +1,4 @@
-"""Pre-trains the ViT inside a masked autoencoder, on pictures alone (He et al. 2021).
+"""Pre-trains the ViT inside a masked autoencoder, on images alone (He et al. 2021).
 
     python train_encoder.py                       the write-up's ViT-B/16 on COCO
     python train_encoder.py -c last               go on from the newest checkpoint (or name one)
@@ -49,7 +49,7 @@ class MaeConfig(ReconstructionConfig, TrainingConfig):
     STAGE, FILE, SHAPE = "encoder", "mae_config", AutoEncoderShape
     EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "splits", "crops_per_image")
 
-    splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose pictures to train on
+    splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose images to train on
     crops_per_image: int = bounded(at_least=1, at_most=1000)  # in an epoch, each a sample of its own
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 def first_reconstructions(
     auto_encoder: ImageAutoEncoder, loader: DataLoader, config: MaeConfig, count: int = 4
 ) -> Reconstruction:
-    """Of the validation split's first pictures, under the same masks each time, to watch them change."""
+    """Of the validation split's first images, under the same masks each time, to watch them change."""
     items = [loader.dataset[index] for index in range(min(count, len(loader.dataset)))]
     device = auto_encoder.decoder.mask_token.device
     transform = loader.dataset.transform

@@ -1,6 +1,6 @@
-"""How fast pictures are loaded: read, decoded, cropped, resized, mirrored and put into batches.
+"""How fast images are loaded: read, decoded, cropped, resized, mirrored and put into batches.
 
-A row is what one core does: one process, one thread, no worker.  The pictures are photographs, of the folder
+A row is what one core does: one process, one thread, no worker.  The images are photographs, of the folder
 that `--pictures` names; after the first round the system holds them in memory, so that no disk is measured.
 """
 
@@ -24,13 +24,13 @@ from support.errors import RunError
 
 COPY_SIZE = 256  # pixels, the shorter side
 BATCH = 64
-MOST = 256  # pictures in the epoch of a row
+MOST = 256  # images in the epoch of a row
 MANY = 1024  # in that of a curve: so many that the start into an epoch does not count
 OWN, COPIES = "COCO's own files", f"copies of {COPY_SIZE} pixels"
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """The first stage's loader on one core, from the pictures as they are and from copies."""
+    """The first stage's loader on one core, from the images as they are and from copies."""
     if setting.on_gpu or setting.pictures is None:
         return
     threads = torch.get_num_threads()
@@ -84,7 +84,7 @@ def files(setting: Setting) -> list[Path]:
 
 
 def prepare(setting: Setting, folder: Path, count: int) -> dict[str, dict[str, Path]]:
-    """A data root of `count` links to the pictures, and one to copies; if there are fewer, some come again.
+    """A data root of `count` links to the images, and one to copies; if there are fewer, some come again.
 
     Returns:
         The file locations of both.
@@ -104,7 +104,7 @@ def prepare(setting: Setting, folder: Path, count: int) -> dict[str, dict[str, P
 
 
 def link(targets: list[Path], folder: Path, count: int) -> None:
-    """So many pictures of a data set in a folder, as links to the targets."""
+    """So many images of a data set in a folder, as links to the targets."""
     folder.mkdir()
     for number in range(count):
         (folder / image_name(number)).symlink_to(targets[number % len(targets)].resolve())

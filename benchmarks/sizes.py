@@ -1,6 +1,6 @@
 """The models and the batches that every contestant gets: those of the faithful YAML files, on random data.
 
-Shapes: B images, C captions of each, T tokens, P picture side.
+Shapes: B images, C captions of each, T tokens, P image side.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """How fast both stages train: whole optimizer steps, without the loading of pictures.
 
 Ours is the training scripts' own step (`Stepper`): pixels from uint8, masks, forward and backward pass,
-the gradient's norm, AdamW.  The peers take their pictures normalized already, which costs them nothing here.
+the gradient's norm, AdamW.  The peers take their images normalized already, which costs them nothing here.
 All read what each step came to, as their scripts do: on a GPU ours when the next step is under way.
 """
 

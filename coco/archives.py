@@ -307,7 +307,7 @@ class Source:
                 0, size - _bytes_in(folder) - _bytes_in(folder.with_name(folder.name + ".partial"))
             )
             packed.append(max(0, size - _bytes_in(self.downloads, Path(name).name)) if self.is_remote else 0)
-        # An archive of pictures is about as large as they are, and is removed before the next one comes.
+        # An archive of images is about as large as they are, and is removed before the next one comes.
         needed = unpacked + (sum(packed) if self.keep else max(packed))
         require_space(self.downloads.parent, needed, f"what is to come from {self.address}")
 

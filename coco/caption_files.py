@@ -103,10 +103,10 @@ def caption_structures(split: str, where: Mapping[str, Path], pictures: list[int
     Args:
         split: train or val.
         where: the file locations.
-        pictures: ids of the pictures that are there, ascending; where none is, the caption file says which.
+        images: ids of the images that are there, ascending; where none is, the caption file says which.
 
     Returns:
-        The picture ids; `(image_id, [captions])` for each of them; `{"caption": [ids], "image_id": id}` for
+        The image ids; `(image_id, [captions])` for each of them; `{"caption": [ids], "image_id": id}` for
         each caption, whole, from <SOS> to <EOS>.
 
     Raises:

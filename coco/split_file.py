@@ -6,9 +6,9 @@ Two kinds of file are read:
     {"images": [{"split": "restval", "cocoid": 9, ...}, ...]}     Karpathy's dataset_coco.json (Karpathy and
                                                                   Fei-Fei 2015); restval counts as train
 
-Much of the literature reports on Karpathy's split, of 113,287 pictures for training and 5,000 each for
-validation and test.  Its file gives the folders and file names of COCO 2014; 2017 holds the same pictures
-under the same ids, dealt to other folders.  So only the id counts, and a picture lies where COCO 2017 put it,
+Much of the literature reports on Karpathy's split, of 113,287 images for training and 5,000 each for
+validation and test.  Its file gives the folders and file names of COCO 2014; 2017 holds the same images
+under the same ids, dealt to other folders.  So only the id counts, and an image lies where COCO 2017 put it,
 whatever its split.
 """
 
@@ -32,22 +32,22 @@ FOLDERS = ("train", "val")  # of COCO 2017, which these splits deal out anew
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A split of the captioned pictures, and where each lies."""
+    """A split of the captioned images, and where each lies."""
 
     name: str  # of the file
     sha256: str
     ids: dict[str, Tensor]  # of each of `SPLITS`, ascending, int64
-    in_val: Tensor  # the ids of the pictures that lie in val2017, ascending, int64
+    in_val: Tensor  # the ids of the images that lie in val2017, ascending, int64
 
     def folder_split(self, split: str, image_id: int) -> str:
-        """The COCO split in whose folder a picture lies."""
+        """The COCO split in whose folder an image lies."""
         if split not in SPLITS:
             return split
         place = int(torch.searchsorted(self.in_val, image_id))
         return "val" if place < len(self.in_val) and int(self.in_val[place]) == image_id else "train"
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: enough to tell whether a picture was trained on."""
+        """What a checkpoint keeps of it: enough to tell whether an image was trained on."""
         return {"name": self.name, "sha256": self.sha256, "train": self.ids["train"]}
 
 
@@ -56,11 +56,11 @@ def read_split_file(path: Path, train2017: Iterable[int], val2017: Iterable[int]
 
     Args:
         path: the file.
-        train2017: the ids of the pictures in the data's train folder.
+        train2017: the ids of the images in the data's train folder.
         val2017: the same of val.
 
     Raises:
-        UsageError: it cannot be read, is of neither kind, has a picture twice or one that the data lack, or
+        UsageError: it cannot be read, is of neither kind, has an image twice or one that the data lack, or
             nothing for train or val.
     """
     in_val = set(val2017)
@@ -94,7 +94,7 @@ def read_split_file(path: Path, train2017: Iterable[int], val2017: Iterable[int]
 
 
 def trained_on(ids: Tensor, facts: dict[str, Any] | None, train2017: Iterable[int]) -> Tensor:
-    """Which of the pictures a captioner was trained on.
+    """Which of the images a captioner was trained on.
 
     Args:
         ids: of the pictures.
@@ -111,7 +111,7 @@ def split_name(facts: dict[str, Any] | None) -> str:
 
 
 def folder_splits(splits: Iterable[str], split_file: SplitFile | None) -> list[str]:
-    """The COCO splits in whose folders the pictures of some splits lie."""
+    """The COCO splits in whose folders the images of some splits lie."""
     dealt_out = set() if split_file is None else set(SPLITS) & set(splits)
     return sorted(set(splits) - dealt_out | (set(FOLDERS) if dealt_out else set()))
 

@@ -104,7 +104,7 @@ def image_name(image_id: int) -> str:
 
 
 def count_and_size(folder: Path) -> list[int]:
-    """[number of pictures, their bytes]: what changes when a file is lost, added, cut or emptied."""
+    """[number of images, their bytes]: what changes when a file is lost, added, cut or emptied."""
     if not folder.is_dir():
         return [0, 0]
     sizes = [entry.stat().st_size for entry in os.scandir(folder) if NAME.fullmatch(entry.name)]
@@ -112,7 +112,7 @@ def count_and_size(folder: Path) -> list[int]:
 
 
 def picture_ids(folder: Path) -> list[int]:
-    """The ids of the pictures in a folder, ascending; none where there is no folder."""
+    """The ids of the images in a folder, ascending; none where there is no folder."""
     if not folder.is_dir():
         return []
     names = (NAME.fullmatch(entry.name) for entry in os.scandir(folder))
@@ -120,12 +120,12 @@ def picture_ids(folder: Path) -> list[int]:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, in ascending order of their ids."""
+    """The images in a folder, in ascending order of their ids."""
     return [folder / image_name(image_id) for image_id in picture_ids(folder)]
 
 
 def is_cut(path: Path) -> bool:
-    """Whether a picture's end is missing, as in the file at which an unzip was interrupted.
+    """Whether an image's end is missing, as in the file at which an unzip was interrupted.
 
     Only of a JPEG is this seen without decoding it.  A PNG, say, may bear the name of one, too.
     """
@@ -137,7 +137,7 @@ def is_cut(path: Path) -> bool:
 
 @contextmanager
 def decoded(path: Path) -> Iterator["Image.Image"]:
-    """A picture, every pixel of it decoded, as `Image.verify()` does not do.
+    """An image, every pixel of it decoded, as `Image.verify()` does not do.
 
     Raises:
         Exception: it cannot be read; decoders raise all kinds of errors; see `describe_error`.
@@ -148,7 +148,7 @@ def decoded(path: Path) -> Iterator["Image.Image"]:
 
 
 def decoding_error(path: Path) -> str | None:
-    """Why the picture cannot be read, or None."""
+    """Why the image cannot be read, or None."""
     try:
         with decoded(path):
             return None

@@ -1,4 +1,4 @@
-"""Pre-resized copies of pictures: small JPEGs beside the originals, which training may read instead.
+"""Pre-resized copies of images: small JPEGs beside the originals, which training may read instead.
 
 A copy's shorter side is the size asked for, or the original's where that is shorter.  It is upright RGB, a
 JPEG of quality 95 with its colours at half resolution (4:2:0), and its time of change is the original's.
@@ -28,7 +28,7 @@ def resized_folder(originals: Path, size: int) -> Path:
 
 
 def with_copies(where: Where, size: int) -> dict[str, Path]:
-    """The same locations, but the folders of pictures are those of their copies of `size` pixels."""
+    """The same locations, but the folders of images are those of their copies of `size` pixels."""
     folders = {key: path for key, path in where.items() if key.endswith("_images")}
     return {**where, **{key: resized_folder(path, size) for key, path in folders.items()}}
 
@@ -37,14 +37,14 @@ def make_copies(splits: Iterable[str], size: int, originals: Where, copies: Wher
     """Makes what is missing of the copies of some splits, and notes in the record which are complete.
 
     Args:
-        splits: whose pictures; the record has noted how many these are.
+        splits: whose images; the record has noted how many these are.
         size: of a copy's shorter side, pixels.
         originals: the file locations; `originals["train_images"]` is a folder of pictures.
         copies: the same, these folders being those of the copies.
         record: what is done.
 
     Raises:
-        RunError: there is no room on the disk, or pictures cannot be read; all others are copied.
+        RunError: there is no room on the disk, or images cannot be read; all others are copied.
     """
     splits = [split for split in splits if not are_complete(split, size, copies, record)]
     lacking = [record.entries[f"{s}_images"][0] - count_and_size(copies[f"{s}_images"])[0] for s in splits]
@@ -76,12 +76,12 @@ def size_for_training(
     record: Record,
     checkpoint: Mapping[str, Any] | None,
 ) -> int | None:
-    """Which pictures a run trains on: copies as large as it needs, if there are such of all its splits.
+    """Which images a run trains on: copies as large as it needs, if there are such of all its splits.
 
     A run that goes on keeps to what it began with, so that it equals one that was never stopped.
 
     Args:
-        splits: of COCO, in whose folders the pictures lie.
+        splits: of COCO, in whose folders the images lie.
         image_size: the model's, pixels; smaller copies would have to be enlarged.
         originals: the file locations.
         record: what is done.
@@ -110,7 +110,7 @@ def size_for_training(
 
 
 def copy_folder(originals: Path, copies: Path, size: int) -> int:
-    """Copies each picture of a folder that has no copy yet; lists and counts those that cannot be read."""
+    """Copies each image of a folder that has no copy yet; lists and counts those that cannot be read."""
     from support.parallel import on_all_cores  # here, for training reads copies and makes none
 
     pictures = picture_files(originals)
@@ -126,7 +126,7 @@ def copy_folder(originals: Path, copies: Path, size: int) -> int:
 
 
 def copy_picture(original: Path, folder: Path, size: int) -> str | None:
-    """Copies one picture, unless its copy is there; returns why it cannot be read, or None."""
+    """Copies one image, unless its copy is there; returns why it cannot be read, or None."""
     from PIL import Image
 
     from images.rgb import to_rgb

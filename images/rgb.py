@@ -1,11 +1,11 @@
-"""Any Pillow picture as upright RGB of 8 bits."""
+"""Any Pillow image as upright RGB of 8 bits."""
 
 from contextlib import suppress
 
 import numpy as np
 from PIL import ExifTags, Image
 
-# What turns a picture upright, by its orientation (Exif 2.3, tag 0x0112); 1 is upright.
+# What turns an image upright, by its orientation (Exif 2.3, tag 0x0112); 1 is upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -18,7 +18,7 @@ TURNS = {
 
 
 def turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns a picture upright; None where it stands so, or says nothing that can be read.
+    """What turns an image upright; None where it stands so, or says nothing that can be read.
 
     EXIF has the first word.  Where it says nothing, XMP is asked, as Pillow does: programs that turn a PNG
     or a TIFF may note it there alone, and their viewers go by it.
@@ -29,10 +29,10 @@ def turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow picture as upright RGB of 8 bits.
+    """Any Pillow image as upright RGB of 8 bits.
 
     - Turned as its orientation says (`turn`): cameras store the sensor's view and a note.
-    - Transparency (alpha channel, palette entry or colour key) is laid on white.  Such pictures are drawings
+    - Transparency (alpha channel, palette entry or colour key) is laid on white.  Such images are drawings
       and cut-outs made for web pages, which are white; dropping the channel would show whatever colours
       happen to lie beneath.
     - 16 and 32 bits a pixel are scaled to 8; Pillow's own conversion clips, which turns most pixels white.
@@ -54,7 +54,7 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits (modes "I;16..."), of 32-bit integers ("I") or of floats ("F") as grey of 8 bits.
 
     16 bits are scaled by their full range.  The other modes do not say what white is: it is the least of 1,
-    255 and 65535 that covers the pixels, and beyond these the picture's own range is stretched.
+    255 and 65535 that covers the pixels, and beyond these the image's own range is stretched.
     """
     pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
     black, white = 0.0, 65535.0

@@ -4,7 +4,7 @@
 figures in the dict are fractions; the lines print them times 100.
 
 `caption_statistics` counts what a set of captions is like, whatever it scores: how varied, how much of it
-learned by heart.  Two captions stand beside every figure: one that says the same of every picture, and a
+learned by heart.  Two captions stand beside every figure: one that says the same of every image, and a
 person's.
 """
 
@@ -26,18 +26,18 @@ from scoring.metrics import (
 )
 from scoring.ptb_tokenizer import MARKS, ptb_tokenize
 
-# A model that has collapsed says nearly the same of every picture, and its BLEU can still be 5 to 20.  The
+# A model that has collapsed says nearly the same of every image, and its BLEU can still be 5 to 20.  The
 # caption decoder has then learned how people write and does not look at the picture.
 COLLAPSED_BELOW = 0.05  # distinct captions, as a share of all
-COLLAPSED_ABOVE = 0.5  # pictures with the same caption, as a share of all
-FEWEST = 20  # pictures; of fewer these shares say nothing
+COLLAPSED_ABOVE = 0.5  # images with the same caption, as a share of all
+FEWEST = 20  # images; of fewer these shares say nothing
 
 WORD = re.compile(rf"[\w{MARKS}]+")
 
 
 @dataclass(frozen=True)
 class CaptionStatistics:
-    """Counts over the captions of a split, one a picture.  Captions are the same if their words are."""
+    """Counts over the captions of a split, one an image.  Captions are the same if their words are."""
 
     captions: int
     distinct: int
@@ -65,7 +65,7 @@ def caption_statistics(captions: Collection[str], train: Iterable[str] = ()) -> 
     """Counts what there is to count.
 
     Args:
-        captions: one a picture.
+        captions: one an image.
         train: the captions that the model was trained on.
     """
     keys = [same_words(caption) for caption in captions]
@@ -88,7 +88,7 @@ def same_words(caption: str) -> str:
 
 
 def constant_caption(train: Collection[str]) -> str:
-    """What a model could say of every picture without looking: the most frequent caption of train.
+    """What a model could say of every image without looking: the most frequent caption of train.
 
     Where several are the most frequent, as in a data set in which none occurs twice, it is the one whose runs
     of four words are in the most captions on average, which is the likeliest to fit any picture.
@@ -114,7 +114,7 @@ def runs_of_four(words: str) -> list[tuple[str, ...]]:
 
 
 def human_captions(references: Mapping[int, list[str]]) -> tuple[dict[int, list[str]], dict[int, str]]:
-    """A person's captions to score: the first of each picture that has two or more, against its others.
+    """A person's captions to score: the first of each image that has two or more, against its others.
 
     Args:
         references: for each image id, what people wrote.
@@ -128,7 +128,7 @@ def human_captions(references: Mapping[int, list[str]]) -> tuple[dict[int, list[
 
 
 def with_references(references: Mapping[int, list[str]]) -> dict[int, list[str]]:
-    """The pictures that can be scored: those that have a caption by a person."""
+    """The images that can be scored: those that have a caption by a person."""
     return {image_id: texts for image_id, texts in references.items() if texts}
 
 
@@ -142,7 +142,7 @@ def assess(
     """Scores and counts.
 
     Args:
-        references: for each image id, what people wrote; a picture without is counted but not scored.
+        references: for each image id, what people wrote; an image without is counted but not scored.
         captions: for the same ids, what the model wrote.
         scores: for the same ids, the mean log-probability of the caption's tokens.
         train: all captions of the training split.
@@ -150,11 +150,11 @@ def assess(
 
     Returns:
         By metric, as fractions: "metrics", "intervals" (of 95 %, two bounds), and the figures of a constant
-        caption and of people.  Besides how all were scored, counts of pictures, how varied the captions are,
+        caption and of people.  Besides how all were scored, counts of images, how varied the captions are,
         and "calibration".
 
     Raises:
-        UsageError: no picture has references.
+        UsageError: no image has references.
     """
     known = with_references(references)
     statistics = image_statistics(

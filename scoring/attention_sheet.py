@@ -1,8 +1,8 @@
 """Draws where a model looked for each word of a caption, as a sheet to look at.
 
-The caption stands at the top, then the picture, and beside and below it the picture once more for each word.
+The caption stands at the top, then the image, and beside and below it the image once more for each word.
 The patches in full colour, with a line around them, are the fewest that together hold half of the word's
-attention; the others fade, the more the less they have.  Beside the word stands how much of the picture they
+attention; the others fade, the more the less they have.  Beside the word stands how much of the image they
 are: about half of it, for a word that has no place there.  Edges are those of the patches: a smooth heat
 map would claim a sharpness that the model does not have.
 
@@ -17,20 +17,20 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 HALF = 0.5  # the share of the attention that the outlined patches hold
-FADED = 0.16  # how much of the picture shows where there is no attention
+FADED = 0.16  # how much of the image shows where there is no attention
 
-# The sheet is a grid of cells.  The picture takes a square of them, top left, and every word takes one.
+# The sheet is a grid of cells.  The image takes a square of them, top left, and every word takes one.
 COLUMNS = 5
-PICTURE_CELLS = 2  # rows and columns that the picture takes
+PICTURE_CELLS = 2  # rows and columns that the image takes
 
 # Lengths in pixels
-TILE = 232  # side of a word's picture
+TILE = 232  # side of a word's image
 LABEL = 34  # height of the line above it, with the word
 GAP = 16  # between two cells
 MARGIN = 24  # around all
 LINE = 3  # width of the outline; less around patches that are small
 CAPTION, LEADING = 34, 46  # letters of the caption, and from one of its lines to the next
-WORD = 24  # letters of a word above its picture, smaller where it is long
+WORD = 24  # letters of a word above its image, smaller where it is long
 NOTE = 18  # letters of its share, and of the legend
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
 PICTURE_SIDE = PICTURE_CELLS * TILE + (PICTURE_CELLS - 1) * GAP
@@ -48,10 +48,10 @@ LEGEND = (
 
 
 def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tensor) -> Image.Image:
-    """The sheet of one picture and its caption.
+    """The sheet of one image and its caption.
 
     Args:
-        picture: what the maps cover, RGB, square.
+        image: what the maps cover, RGB, square.
         words: of the caption.
         maps: (words, h, w), where the model looked for each word; not negative.
 
@@ -82,20 +82,20 @@ def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tens
 
 
 def free_cells() -> Iterator[tuple[int, int]]:
-    """(row, column) of each word's cell: right of the picture first, then below it."""
+    """(row, column) of each word's cell: right of the image first, then below it."""
     for row in count():
         for column in range(PICTURE_CELLS if row < PICTURE_CELLS else 0, COLUMNS):
             yield row, column
 
 
 def spotlight(picture: Image.Image, weights: torch.Tensor) -> Image.Image:
-    """A picture in full colour and outlined where half of the weights (h, w) lie, faded elsewhere."""
+    """An image in full colour and outlined where half of the weights (h, w) lie, faded elsewhere."""
     kept = fewest_with(weights, HALF)
     opacity = FADED + (1 - FADED) * (weights / weights[kept].min().clamp(min=1e-12)).clamp(max=1)  # (h, w)
     seen = Image.composite(picture, Image.new("RGB", picture.size, PAPER), enlarged(opacity, picture.size))
     shape = enlarged(kept, picture.size)
     line = min(LINE, 1 + picture.width // kept.shape[1] // 16)
-    framed_by_nothing = ImageOps.expand(shape, line)  # or the picture's own edge would have no outline
+    framed_by_nothing = ImageOps.expand(shape, line)  # or the image's own edge would have no outline
     inside = framed_by_nothing.filter(ImageFilter.MinFilter(2 * line + 1))
     seen.paste(RED, mask=ImageChops.subtract(shape, ImageOps.crop(inside, line)))
     return seen
@@ -111,13 +111,13 @@ def fewest_with(weights: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def enlarged(values: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """Values (h, w) from 0 to 1 as a grey picture of sharp-edged cells."""
+    """Values (h, w) from 0 to 1 as a grey image of sharp-edged cells."""
     grey = Image.fromarray((255 * values).round().byte().numpy())
     return grey.resize(size, Image.Resampling.NEAREST)
 
 
 def framed(picture: Image.Image) -> Image.Image:
-    """The picture with a hairline, so that a white one has an edge."""
+    """The image with a hairline, so that a white one has an edge."""
     frame = Image.new("L", picture.size, 0)
     ImageDraw.Draw(frame).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=120)
     return Image.composite(Image.new("RGB", picture.size, FRAME), picture, frame)

@@ -2,7 +2,7 @@
 
 A caption's score is the mean log-probability of its tokens.  It ranks captions, but says nothing in itself:
 how high a network's probabilities are depends on how long it was trained (Guo et al. 2017, arXiv:1706.04599).
-So the share of words that stand in a picture's references is measured on a validation split, for captions of
+So the share of words that stand in an image's references is measured on a validation split, for captions of
 low score and of high, and a map that never falls is laid through it.
 
     bins           captions in order of score, cut into runs of equal length

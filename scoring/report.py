@@ -20,7 +20,7 @@ from scoring.assessment import statistics_of
 from scoring.attention_sheet import spotlight
 
 FRAME = Path(__file__).with_suffix(".html")
-WORD_SIZE = 128  # pixels, side of the picture of a word's attention
+WORD_SIZE = 128  # pixels, side of the image of a word's attention
 
 # Of a chart, in its own units; it is as wide as the page lets it be.
 WIDTH, HEIGHT = 360, 220
@@ -41,7 +41,7 @@ def page(
     Args:
         assessment: what the metrics JSON holds.
         histories: "encoder", where it is known, and "captioner": one entry an epoch.
-        reconstructions: for each picture its original, masked, filled and full view.
+        reconstructions: for each image its original, masked, filled and full view.
         examples: by kind, things with `picture`, `caption`, `references`, `figures` and `attention`.
         configs: by stage, its configuration.
     """
@@ -193,7 +193,7 @@ def _config(stage: str, config: Mapping[str, Any]) -> str:
 
 
 def picture(image: Image.Image, alt: str) -> str:
-    """The picture itself, in the page."""
+    """The image itself, in the page."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=88)
     data = base64.b64encode(file.getvalue()).decode()

@@ -1,6 +1,6 @@
 """Where a run stands: what each step reports and what follows of it, and what is told of each epoch.
 
-An epoch is a line, JSON for programs (`log.jsonl`), and with `--tensorboard` curves, pictures and captions:
+An epoch is a line, JSON for programs (`log.jsonl`), and with `--tensorboard` curves, images and captions:
 
     tensorboard --logdir checkpoints
 
@@ -53,7 +53,7 @@ class Progress:
     updates: int = 0  # optimizer steps taken in all
     bad_steps: int = 0  # skipped in a row, as loss or gradient were not finite
     skipped: int = 0  # steps skipped in this epoch
-    unreadable: int = 0  # samples left out in this epoch, as their pictures cannot be read
+    unreadable: int = 0  # samples left out in this epoch, as their images cannot be read
     loss_sum: float = 0.0  # of the current epoch, over `weight` patches or tokens
     weight: float = 0.0
     norm_sum: float = 0.0  # of the gradient, over the steps taken in this epoch
@@ -73,7 +73,7 @@ class Report(NamedTuple):
 
     loss_sum: float  # over `weight` patches or tokens
     weight: float
-    unreadable: float  # samples left out because their pictures cannot be read
+    unreadable: float  # samples left out because their images cannot be read
     stop: float  # processes that have been asked to stop
     gradient_norm: float  # of the mean gradient, before clipping
     loss_scale: float  # of float16's gradients; 1 in other formats
@@ -264,13 +264,13 @@ class TensorBoardLog:
         self.writer.flush()
 
     def pictures(self, tag: str, views: Iterable[torch.Tensor], epoch: int) -> None:
-        """Views of the same pictures, each (B, 3, H, W) uint8: a row a picture, a column a view."""
+        """Views of the same images, each (B, 3, H, W) uint8: a row an image, a column a view."""
         rows = torch.cat(list(views), dim=3)  # (B, 3, H, views·W)
         self.writer.add_image(tag, torch.cat(list(rows), dim=1), epoch)
         self.writer.flush()
 
     def captions(self, captions: Mapping[str, str], epoch: int) -> None:
-        """Captions by the picture's name."""
+        """Captions by the image's name."""
         table = ["| picture | caption |", "|---|---|"]
         table += [f"| {name} | {text.replace('|', ' ')} |" for name, text in captions.items()]
         self.writer.add_text("captions", "\n".join(table), epoch)

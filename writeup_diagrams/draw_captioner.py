@@ -1,4 +1,4 @@
-"""Draws captioner.svg: from a picture and the words so far to the next word, as in training and in decoding.
+"""Draws captioner.svg: from an image and the words so far to the next word, as in training and in decoding.
 
 python writeup_diagrams/draw_captioner.py
 """
@@ -33,7 +33,7 @@ def main(folder: Path = HERE) -> None:
 
 
 def encoder() -> list[Markup]:
-    """The left column: a picture to the features of its patches, the memory."""
+    """The left column: an image to the features of its patches, the memory."""
     middle = LEFT + LEFT_WIDTH / 2
     return [
         gridded_picture(middle - 56, 22, 112),

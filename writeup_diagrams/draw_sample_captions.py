@@ -1,4 +1,4 @@
-"""Draws README's first picture: pictures of the sample data's val split and what the captioner wrote.
+"""Draws README's first image: images of the sample data's val split and what the captioner wrote.
 
 python writeup_diagrams/draw_sample_captions.py      after `make sample`; writes sample_captions.png beside it
 """
@@ -17,7 +17,7 @@ from scoring.attention_sheet import wrapped
 from training import checkpoints
 
 HERE = Path(__file__).resolve().parent
-COLUMNS, ROWS = 3, 2  # pictures in order of their ids: none is chosen
+COLUMNS, ROWS = 3, 2  # images in order of their ids: none is chosen
 WIDTH, HEIGHT, GAP = 320, 240, 16  # pixels of a cell, without its caption, and between cells
 LETTERS, LINE = 22, 27  # pixels: on a phone, which shows the sheet at a third of its size, still 7.7
 

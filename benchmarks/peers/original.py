@@ -9,7 +9,7 @@ its parts: the same operations in the same order.  What differs from its scripts
 
 - The precision is that of the table, and on a CPU float32 besides.  Its scripts ask for autocast without
   naming a type, which on a CPU is bfloat16, also where that is many times slower.
-- Pictures lie ready on the device; only `loader` reads files.
+- Images lie ready on the device; only `loader` reads files.
 - It generates in evaluation mode and without gradients; its own call does neither, and then keeps a graph of
   60 steps.
 

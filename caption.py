@@ -31,7 +31,7 @@ from captioner import Captioner, captioner_from_state
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
 from image_transforms import EvaluationTransform, central_square, load_image
 from images import image_files, image_folders
-from paths import ROOT, chosen, standard
+from paths import ROOT, default_paths, paths_from_options
 from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
 from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
@@ -155,8 +155,8 @@ def as_text(result: dict[str, Any]) -> str:
 def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
     """The command that measures how sure this captioner may be, when it searches like this."""
     words: list[object] = ["python", ROOT / "evaluate_captioner.py", "-c", checkpoint]
-    folder, usual = checkpoint.resolve().parent, standard()["captioner_checkpoints"].resolve()
-    if options.sample or folder == standard(sample=True)["captioner_checkpoints"].resolve():
+    folder, usual = checkpoint.resolve().parent, default_paths()["captioner_checkpoints"].resolve()
+    if options.sample or folder == default_paths(sample=True)["captioner_checkpoints"].resolve():
         words.append("--sample")
     elif folder != usual and not os.environ.get("COCO_ROOT", "").strip():
         own = ROOT / "data" / folder.parent.name  # so `process_coco.py --own` names them
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     places = find_pictures(options.pictures, options.recursive)
     sheets = sheet_paths(options.explain, places) if options.explain else {}
-    folder = chosen(options)["captioner_checkpoints"]
+    folder = paths_from_options(options)["captioner_checkpoints"]
     path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
     captioner = captioner_from_state(state, choose_device(), options.beams, path)
     if options.n_best > captioner.options.num_beams:

@@ -30,7 +30,7 @@ from coco.split_file import SPLITS, SplitFile, same_split, split_name, trained_o
 from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
 from evaluation_report import write_report
 from images.image_folders import image_name
-from paths import chosen
+from paths import paths_from_options
 from reconstruction import encoder_of
 from scoring import calibration
 from scoring.assessment import assess, lines, with_references
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Loads, captions, scores, writes and prints."""
-    paths = chosen(options)
+    paths = paths_from_options(options)
     if options.encoder and not options.report:
         raise UsageError(f"--encoder {options.encoder}: only a --report shows it: name one, too")
     data = CocoData.open(paths, options.split_file)

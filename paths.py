@@ -67,7 +67,7 @@ def coco_root() -> Path:
     return Path(os.path.expanduser(named)) if named.strip() else ROOT / "data" / "coco"
 
 
-def standard(
+def default_paths(
     sample: bool | None = False, data: str | Path | None = None, out: str | Path | None = None
 ) -> dict[str, Path]:
     """Every file location of COCO, or of the drawn sample data set; `data` and `out` name other roots."""
@@ -76,9 +76,9 @@ def standard(
     return locations(data or usual_data, out or usual_out, SAMPLE_RECIPE if sample else ROOT)
 
 
-def chosen(options: argparse.Namespace) -> dict[str, Path]:
+def paths_from_options(options: argparse.Namespace) -> dict[str, Path]:
     """Every file location for a script's options `--sample`, `--data` and `--out`, those that it has."""
-    return standard(*(getattr(options, name, None) for name in ("sample", "data", "out")))
+    return default_paths(*(getattr(options, name, None) for name in ("sample", "data", "out")))
 
 
 paths = locations(coco_root())

@@ -42,10 +42,10 @@ from coco.tokenizer_choice import (
     write_ours,
 )
 from images.image_folders import count_and_size, decoding_error, is_cut, picture_files, picture_ids
-from images.resized_copies import make_copies, with_copies
+from images.resized_copies import make_copies, with_resized
 from own_data.data_root import made_of_folder, make_root, split_of_root
 from own_data.options import add_own_options, next_commands, own_data_of, root_of_own
-from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, chosen
+from paths import CAPTIONED_SPLITS, PROCESSED_SPLITS, ROOT, SPLITS, paths_from_options
 from support.command_line import Parser, copy_size, run, vocabulary_size
 from support.errors import RunError, UsageError
 from support.files import Record, digest, exclusive
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     own = own_data_of(options)
     if own:
         options.data = root_of_own(own.folder, options.data, ROOT)
-    where = chosen(options)
+    where = paths_from_options(options)
     source = Source(options.source or inventory.COCO, where["downloads"], keep=options.keep_archives)
     if options.captions_only and not where["annotations"].is_dir():
         raise UsageError(
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
                 tokenize_the_captions(split, where, record, images.found[split])
         if options.resize:
             copied = [split for split in options.splits if images.found[split][0]]
-            make_copies(copied, options.resize, where, with_copies(where, options.resize), record)
+            make_copies(copied, options.resize, where, with_resized(where, options.resize), record)
     if record.changed:
         print(f"{where['data']} is ready, after {time.monotonic() - started:.1f} s")
     else:

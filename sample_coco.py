@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from images.image_folders import image_name
-from paths import CAPTIONED_SPLITS, SPLITS, locations, standard
+from paths import CAPTIONED_SPLITS, SPLITS, default_paths, locations
 from sample_data.illustration import Placed, illustrate
 from sample_data.scenes import Scene, Thing, extent, invent
 from sample_data.things import THINGS
@@ -339,7 +339,7 @@ def annotations(split: str, drawn: list[tuple[dict[str, Any], list[str]]]) -> di
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description=__doc__.partition("\n")[0])
-    place = standard(sample=True)["data"]
+    place = default_paths(sample=True)["data"]
     parser.add_argument("--data", default=place, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
     options = parser.parse_args(arguments)

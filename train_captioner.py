@@ -32,7 +32,7 @@ from evaluate_captioner import EvaluationConfig, caption_split, require_referenc
 from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
-from paths import chosen
+from paths import paths_from_options
 from reconstruction import require_auto_encoder
 from scoring.assessment import caption_statistics
 from scoring.comparison import Scoring
@@ -108,7 +108,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 1. Hyperparameters, device, checkpoint
 
     opening = open_stage if options.self_critical else open_run
-    run = opening(options, chosen(options), CaptionerConfig, require_captioner, device)
+    run = opening(options, paths_from_options(options), CaptionerConfig, require_captioner, device)
     config = run.config
     encoder, pretrained = choose_encoder(options, run)
     from_scratch = run.checkpoint["from_scratch"] if run.checkpoint else options.from_scratch

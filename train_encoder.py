@@ -30,7 +30,7 @@ from image_captioner import (
     random_masking,
 )
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
-from paths import chosen
+from paths import paths_from_options
 from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
 from support import command_line, distributed
 from support.configuration import bounded
@@ -73,7 +73,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     """One run from the options of the command line to the last checkpoint."""
     # 1. Hyperparameters, device, checkpoint
 
-    run = open_run(options, chosen(options), MaeConfig, require_auto_encoder, device)
+    run = open_run(options, paths_from_options(options), MaeConfig, require_auto_encoder, device)
     config = run.config
 
     # 2. The elements of the training loop

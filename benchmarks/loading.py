@@ -18,7 +18,7 @@ from coco.data import CocoData
 from coco_loader import get_coco_loader
 from image_transforms import TrainingTransform
 from images.image_folders import image_name
-from images.resized_copies import copy_picture, with_copies
+from images.resized_copies import copy_picture, with_resized
 from paths import locations
 from support.errors import RunError
 
@@ -90,7 +90,7 @@ def prepare(setting: Setting, folder: Path, count: int) -> dict[str, dict[str, P
         The file locations of both.
     """
     own = locations(folder)
-    copies = with_copies(own, COPY_SIZE)
+    copies = with_resized(own, COPY_SIZE)
     small = folder / "each"
     small.mkdir()
     for picture in files(setting):

@@ -27,7 +27,7 @@ def resized_folder(originals: Path, size: int) -> Path:
     return originals.with_name(f"{originals.name}_{size}")
 
 
-def with_copies(where: Where, size: int) -> dict[str, Path]:
+def with_resized(where: Where, size: int) -> dict[str, Path]:
     """The same locations, but the folders of images are those of their copies of `size` pixels."""
     folders = {key: path for key, path in where.items() if key.endswith("_images")}
     return {**where, **{key: resized_folder(path, size) for key, path in folders.items()}}
@@ -98,7 +98,7 @@ def size_for_training(
     if checkpoint is not None:
         known = [checkpoint["resized_to"]] if checkpoint.get("resized_to") else []
     for size in known:
-        complete = (are_complete(split, size, with_copies(originals, size), record) for split in splits)
+        complete = (are_complete(split, size, with_resized(originals, size), record) for split in splits)
         if size >= image_size and all(complete):
             return size
     if checkpoint is not None and known:

@@ -19,7 +19,7 @@ from coco.split_file import SplitFile, folder_splits
 from coco_loader import get_coco_loader
 from image_transforms import EvaluationTransform, TrainingTransform, load_image
 from images.image_folders import image_name
-from images.resized_copies import copy_folder, with_copies
+from images.resized_copies import copy_folder, with_resized
 from support.errors import RunError, UsageError
 from support.files import Record
 from tests.training_cases import ROOT, ended, train_captions, train_mae, write_config
@@ -142,7 +142,7 @@ def process(data: dict[str, Path], *flags: str, splits: tuple[str, ...] = ("trai
 
 def test_the_command_copies_the_splits_asked_for_and_then_nothing(data, capsys):
     process(data, "--resize", "64")
-    copies = with_copies(data, 64)
+    copies = with_resized(data, 64)
     for split, count in (("train", 6), ("val", 4)):
         assert len(contents(copies[f"{split}_images"])) == count
     assert not copies["unlabeled_images"].exists()
@@ -169,7 +169,7 @@ def test_the_second_run_imports_nothing_heavy(data):
 @pytest.mark.parametrize("harm", ["lost", "emptied", "original changed"])
 def test_harm_done_later_is_noticed_and_repaired(data, harm):
     process(data, "--resize", "64")
-    folder = with_copies(data, 64)["train_images"]
+    folder = with_resized(data, 64)["train_images"]
     whole = contents(folder)
     victim = sorted(folder.iterdir())[2]
     if harm == "original changed":
@@ -199,8 +199,8 @@ def test_an_unreadable_picture_is_named_and_costs_no_other_its_copy(data, capsys
     )  # fmt: skip
     assert code == 1
     assert "2 of 10 pictures cannot be read, all others are copied" in said
-    assert len(contents(with_copies(data, 64)["train_images"])) == 4
-    assert len(contents(with_copies(data, 64)["val_images"])) == 4
+    assert len(contents(with_resized(data, 64)["train_images"])) == 4
+    assert len(contents(with_resized(data, 64)["val_images"])) == 4
     assert chosen(data) is None
     assert chosen(data, ["val"]) == 64
     with pytest.raises(RunError):  # nor is the error forgotten
@@ -214,7 +214,7 @@ def test_no_room_is_said_before_the_first_copy(data, monkeypatch):
     monkeypatch.setattr("support.files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10 * 2800}))
     with pytest.raises(RunError, match=r"copying pictures to 64 pixels needs .* --data"):
         process(data, "--resize", "64")
-    assert not with_copies(data, 64)["train_images"].exists()
+    assert not with_resized(data, 64)["train_images"].exists()
     process(data, "--resize", "64", splits=("val",))  # four need less
 
 
@@ -250,7 +250,7 @@ def test_the_smallest_copies_that_are_large_enough_are_chosen(data):
 def test_a_folder_alone_proves_nothing(data):
     """Copies that a killed run left are not noted, and a record of a folder that is gone is worth nothing."""
     process(data)
-    copies = with_copies(data, 64)
+    copies = with_resized(data, 64)
     copy_folder(data["train_images"], copies["train_images"], 64)
     assert chosen(data) is None
     process(data, "--resize", "64")
@@ -332,7 +332,7 @@ def test_both_scripts_train_on_copies_and_validate_on_originals(data, tmp_path, 
     checkpoints.save(older, checkpoint)
     train_mae(root, tmp_path / "anew", encoder, "--epochs", "2", "-c", "last")
     assert checkpoints.load_named(tmp_path / "anew" / "encoder", "last")[1]["resized_to"] == 64
-    with_copies(data, 64)["train_images"].rename(root / "elsewhere")
+    with_resized(data, 64)["train_images"].rename(root / "elsewhere")
     with pytest.raises(UsageError, match=r"begun with copies of 64 pixels.*--resize 64"):
         train_mae(root, tmp_path / "anew", encoder, "--epochs", "3", "-c", "last")
 
@@ -340,6 +340,6 @@ def test_both_scripts_train_on_copies_and_validate_on_originals(data, tmp_path, 
 def test_the_record_of_copies_is_what_it_says(data):
     process(data, "--resize", "64")
     entry = Record(data["record"]).entries["train_images_64"]
-    sizes = [path.stat().st_size for path in with_copies(data, 64)["train_images"].iterdir()]
+    sizes = [path.stat().st_size for path in with_resized(data, 64)["train_images"].iterdir()]
     assert entry["copies"] == [6, sum(sizes)]
     assert entry["originals"] == Record(data["record"]).entries["train_images"]

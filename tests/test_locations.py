@@ -5,7 +5,7 @@ import pytest
 import paths
 import process_coco
 import sample_coco
-from paths import standard
+from paths import default_paths
 
 
 @pytest.mark.parametrize(("main", "arguments"), [(process_coco.main, ["--sample"]), (sample_coco.main, [])])
@@ -18,7 +18,7 @@ def test_the_sample_data_set_lies_where_training_looks_for_it(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "elsewhere")
     main(arguments)
     assert [path.name for path in tmp_path.iterdir() if any(path.iterdir())] == ["repository"]
-    where = standard(sample=True)
+    where = default_paths(sample=True)
     assert where["data"] == tmp_path / "repository" / "data" / "sample"
     assert len(list(where["train_images"].iterdir())) == 6
     assert where["tokenizer"].is_file() == (main is process_coco.main)
@@ -29,4 +29,4 @@ def test_coco_root_moves_coco_and_not_the_sample(tmp_path, monkeypatch):
     (tmp_path / "annotations").mkdir()
     with pytest.raises(process_coco.UsageError, match=f"^{tmp_path}/annotations/captions_"):
         process_coco.main(["--captions-only"])
-    assert sample_coco.standard(sample=True)["data"] == paths.ROOT / "data" / "sample"
+    assert sample_coco.default_paths(sample=True)["data"] == paths.ROOT / "data" / "sample"

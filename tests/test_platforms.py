@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paths import ROOT as RELATIVE_ROOT
-from paths import coco_root, standard
+from paths import coco_root, default_paths
 from support.command_line import Parser
 from tests.conftest import draw
 from tests.training_cases import ROOT, train_captions, train_mae, write_config
@@ -50,7 +50,7 @@ def test_coco_root_may_be_empty_or_begin_at_home(home, monkeypatch, value, place
     if value is not None:
         monkeypatch.setenv("COCO_ROOT", value)
     expected = Path(place.format(home=home)) if place else RELATIVE_ROOT / "data" / "coco"
-    assert coco_root() == standard()["data"] == expected
+    assert coco_root() == default_paths()["data"] == expected
 
 
 # --- Windows ---

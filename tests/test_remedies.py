@@ -19,7 +19,7 @@ from coco import inventory
 from coco.data import CocoData
 from coco_loader import CaptFirstDataset, ImageOnlyDataset
 from image_transforms import EvaluationTransform
-from paths import ROOT, locations, standard
+from paths import ROOT, default_paths, locations
 from support import errors
 from support.errors import RunError, UsageError, prepare_command
 from tests.test_process_coco import make_source, process
@@ -127,7 +127,7 @@ def test_a_training_before_the_sample_draws_the_sample(tmp_path, monkeypatch, ca
 
 
 def test_the_usual_sample_needs_no_root():
-    assert shlex.split(prepare_command(standard(sample=True)))[2:] == ["--sample"]
+    assert shlex.split(prepare_command(default_paths(sample=True)))[2:] == ["--sample"]
     for root in (ROOT, ROOT.resolve()):
         assert shlex.split(prepare_command(locations(root / "data" / "sample")))[2:] == ["--sample"]
 
@@ -177,7 +177,7 @@ def test_captioning_names_the_evaluation_that_measures_its_confidence(data, tmp_
 
 @pytest.mark.parametrize("sample", [True, False])
 def test_a_captioner_of_the_sample_is_measured_on_the_sample(sample):
-    folder = Path("elsewhere") if sample else standard(sample=True)["captioner_checkpoints"]
+    folder = Path("elsewhere") if sample else default_paths(sample=True)["captioner_checkpoints"]
     options = argparse.Namespace(sample=sample, beams=None)
     command = caption.measuring(folder / "checkpoint1.pt", options)
     assert shlex.split(command)[2:] == ["-c", str(folder / "checkpoint1.pt"), "--sample"]

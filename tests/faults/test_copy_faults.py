@@ -10,7 +10,7 @@ from PIL import Image
 
 import process_coco
 from images.image_folders import image_name
-from images.resized_copies import copy_folder, with_copies
+from images.resized_copies import copy_folder, with_resized
 from tests import process_cases
 
 pytestmark = pytest.mark.timeout(600)
@@ -29,7 +29,7 @@ def test_copies_are_whole_or_not_there_whenever_the_run_is_killed(make_tiny_coco
     copy_folder(data["train_images"], tmp_path / "expected", 128)
     expected = (tmp_path / "expected" / image_name(9)).read_bytes()
 
-    folder = with_copies(data, 128)["train_images"]
+    folder = with_resized(data, 128)["train_images"]
     draw = random.Random(3)
     seen: dict[str, int] = {}
     killed = 0

@@ -7,8 +7,8 @@
     python train_captioner.py --sample -p last    on the drawn sample data set, minutes on a CPU
     torchrun --nproc_per_node=8 train_captioner.py -p last
 
-Every `eval_freq` epochs it captions the validation split by beam search and scores it with BLEU-4.  At the
-end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, which alone is enough for caption.py.
+Every `eval_freq` epochs it captions the validation split by beam search and scores it with BLEU-4 and CIDEr.
+At the end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, all that caption.py needs.
 """
 
 import argparse

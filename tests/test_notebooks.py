@@ -12,7 +12,7 @@ from tests.training_cases import PACKAGES, ROOT, train_captions, train_mae, writ
 
 NOTEBOOKS = ("code_snippets", "results")
 FOR_COCO = {  # the one line that changes
-    "code_snippets": ("standard(sample=True)", "standard()"),
+    "code_snippets": ("default_paths(sample=True)", "default_paths()"),
     "results": ("sample = True", "sample = False"),
 }
 

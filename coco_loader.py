@@ -36,7 +36,7 @@ from coco_samples import (
     Transform,
     batched,
 )
-from image_transforms import EvaluationTransform, TrainingTransform
+from image_transforms import TrainingTransform
 from paths import paths
 from support import distributed
 from support.errors import UsageError
@@ -365,10 +365,8 @@ def get_coco_loader(
     else:
         raise ValueError(f"mode is one of caption_first, image_first, image_only, not {mode!r}")
     finish = dataset.keep_in_memory() if options.cache_images else None
-    if dataset.cached is not None and isinstance(transform, EvaluationTransform):
-        num_workers = (
-            0  # to take a square from memory is quicker than to have it sent, let alone to start them
-        )
+    if dataset.cached is not None and dataset.cached.ready:
+        num_workers = 0
     ranks = options.rank, options.world_size
     accumulation = options.accumulation if shuffle else 1
     share = -(-batch_size // (options.world_size * accumulation))

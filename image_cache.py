@@ -37,6 +37,8 @@ Transform = Callable[[Tensor], Tensor]
 class CachedImages:
     """A data set's images in shared memory, in their own size: the transform is still to come."""
 
+    ready = False  # whether nothing is left to do but to take an image, which is quicker than to have it sent
+
     def __init__(self, store: ImageStore, transform: Transform):
         self.store = store
         with seeded(0):
@@ -52,6 +54,8 @@ class CachedImages:
 class CachedSquares(CachedImages):
     """The same, but they are transformed already."""
 
+    ready = True
+
     def image(self, number: int, transform: Transform, seed: int) -> Tensor:
         return self.store[number]
 
@@ -61,6 +65,8 @@ class DrawnCrops:
 
     That is (6,) int64: the image's number, and a `Crop`.
     """
+
+    ready = False
 
     def __init__(self, store: ImageStore):
         self.sizes, self.errors = store.sizes, store.errors

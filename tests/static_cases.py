@@ -1,5 +1,7 @@
 """A captioner whose captions differ in words and length, and the comparison of two decodings."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -24,6 +26,20 @@ def restless_captioner(seed: int = 0, device: str = "cpu", **changes) -> Transfo
 
 def random_images(count: int, device: str = "cpu") -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(7)).to(device)
+
+
+def changing_batches(
+    model: TransformerEncoderDecoder, other: TransformerEncoderDecoder, images: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """Batches of eight images and fewer, of 13; from the third on, `model` has the weights of `other`."""
+    for weights, batch in (
+        (model, images[:8]),
+        (model, images[8:]),
+        (other, images[:6]),
+        (other, images[:8]),
+    ):
+        model.load_state_dict(weights.state_dict())
+        yield batch
 
 
 def decode(

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from support.devices import autocast
-from tests.static_cases import CONTEXT, check_same, decode, random_images, restless_captioner
+from tests.static_cases import (
+    CONTEXT,
+    changing_batches,
+    check_same,
+    decode,
+    random_images,
+    restless_captioner,
+)
 from transformer_components import static_decoding
 from transformer_components.static_decoding import STEPS_BETWEEN_LOOKS, Plan, StaticDecoding
 
@@ -48,13 +55,7 @@ def test_a_plan_serves_other_images_other_weights_and_fewer_sources(plans):
     """The faulty version went on with the weights of the first decoding."""
     model, other = restless_captioner(), restless_captioner(seed=2)
     images = random_images(13)
-    for weights, batch in (
-        (model, images[:8]),
-        (model, images[8:]),
-        (other, images[:6]),
-        (other, images[:8]),
-    ):
-        model.load_state_dict(weights.state_dict())
+    for batch in changing_batches(model, other, images):
         check_same(decode(model, batch, "static"), decode(model, batch, "eager"))
     assert len(plans) == 1
 

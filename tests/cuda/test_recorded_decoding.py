@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.devices import autocast
-from tests.static_cases import check_same, decode, random_images, restless_captioner
+from tests.static_cases import changing_batches, check_same, decode, random_images, restless_captioner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
 
@@ -18,13 +18,7 @@ def test_a_replay_finds_what_the_eager_search_finds(pre_norm):
     other = restless_captioner(seed=2, device="cuda", pre_norm=pre_norm)
     images = random_images(13, "cuda")
     recorded = None
-    for weights, batch in (
-        (model, images[:8]),
-        (model, images[8:]),
-        (other, images[:6]),
-        (other, images[:8]),
-    ):
-        model.load_state_dict(weights.state_dict())
+    for batch in changing_batches(model, other, images):
         expected = decode(model, batch, "eager")
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # as when a recording fails

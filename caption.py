@@ -1,14 +1,15 @@
 """Captions your own images with a trained captioner.
 
-    python caption.py -c last my_picture.jpg              one image, or many, or folders of them
-    python caption.py -c checkpoint30.pt --beams 1 photos/
-    python caption.py -c last --n-best 3 - < my_picture.jpg
-    python caption.py -c last --explain sheets/ photos/   draws where it looked for each word
-    python caption.py -c last --json photos/ > captions.json
-    python caption.py -c last --recursive photos/         the folders in it, too
+    python caption.py my_picture.jpg                      one image, or many, or folders of them
+    python caption.py -c last --beams 1 photos/           by a captioner of your own
+    python caption.py --n-best 3 - < my_picture.jpg
+    python caption.py --explain sheets/ photos/           draws where it looked for each word
+    python caption.py --json photos/ > captions.json
+    python caption.py --recursive photos/                 the folders in it, too
 
-A checkpoint alone is enough: model, tokenizer and image transform are rebuilt from it.  How sure it is of a
-caption it can say once evaluate_captioner.py has measured that on val, in a file beside the checkpoint.
+Without -c it takes the weights that ship, weights/captioner.pt.  A checkpoint alone is enough: model,
+tokenizer and image transform are rebuilt from it.  How sure it is of a caption it can say once
+evaluate_captioner.py has measured that on val, in a file beside the checkpoint.
 """
 
 import argparse
@@ -152,6 +153,23 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join([f"{name}:{sure}", *ranked])
 
 
+def load_chosen(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `-c` names, and what it holds; without `-c` the weights that ship.
+
+    Raises:
+        UsageError: there is no such captioner, or `--sample` or `--out` say where it lies and not which.
+    """
+    paths = paths_from_options(options)
+    if options.checkpoint:
+        return checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
+    if options.sample or options.out:
+        where = "--sample" if options.sample else f"--out {options.out}"
+        raise UsageError(f"{where} without -c: say which of its captioners is meant, such as `-c last`")
+    if not paths["weights"].is_file():
+        raise UsageError(f"{paths['weights']}: the weights that ship are not here: name a captioner with -c")
+    return paths["weights"], checkpoints.load(paths["weights"], "captioner")
+
+
 def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
     """The command that measures how sure this captioner may be, when it searches like this."""
     words: list[object] = ["python", ROOT / "evaluate_captioner.py", "-c", checkpoint]
@@ -182,7 +200,10 @@ def as_json(results: list[dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description="Caption pictures.")
     parser.add_argument(
-        "-c", dest="checkpoint", metavar="CKPT", required=True, help="a path, a name, or `last`"
+        "-c",
+        dest="checkpoint",
+        metavar="CKPT",
+        help="a path, a name, or `last` (default: the weights that ship)",
     )
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="`-` reads a picture from standard input"
@@ -204,8 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     places = find_pictures(options.pictures, options.recursive)
     sheets = sheet_paths(options.explain, places) if options.explain else {}
-    folder = paths_from_options(options)["captioner_checkpoints"]
-    path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
+    path, state = load_chosen(options)
     captioner = captioner_from_state(state, choose_device(), options.beams, path)
     if options.n_best > captioner.options.num_beams:
         beams = captioner.options.num_beams

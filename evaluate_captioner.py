@@ -2,6 +2,7 @@
 
     python evaluate_captioner.py -c last                     val2017: all metrics, the last line is BLEU-4
     python evaluate_captioner.py -c last --split train -s 0.01
+    python evaluate_captioner.py -c weights/captioner.pt --data DIR  the weights that ship
     python evaluate_captioner.py -c last --report report.html  one page to look at: curves, images, captions
     python evaluate_captioner.py -c last --out results.json
     python evaluate_captioner.py -c last --split-file dataset_coco.json --split test

@@ -44,6 +44,9 @@ def locations(
         "captioner_checkpoints": checkpoints / "captioner",
         "self_critical_checkpoints": checkpoints / "self_critical",
         "process_coco": ROOT / "process_coco.py",
+        "weights": ROOT / "weights" / "captioner.pt",  # these three ship with the code, whatever the data
+        "verification": ROOT / "weights" / "verify.json",
+        "example_images": ROOT / "weights" / "examples",
         "sample": SAMPLE,
         "sample_recipe": SAMPLE_RECIPE,
         "sample_stamp": data / "sample.json",

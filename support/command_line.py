@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from support import interrupts, memory
+from support import __version__, interrupts, memory
 from support.errors import RunError, UsageError
 from support.files import disk_errors
 
@@ -61,7 +61,11 @@ def _print_anything() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are; argparse's own print the usage before it."""
+    """A parser with `--version`, whose errors are one line; argparse's own print the usage before it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument("--version", action="version", version=f"image-captioner {__version__}")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parses; an empty word is refused: `-c "$UNSET"` must not start anew, as without -c.

@@ -13,7 +13,7 @@ import process_coco
 import sample_coco
 import train_captioner
 import train_encoder
-from support import command_line
+from support import __version__, command_line
 from tests.training_cases import ended, train_captions, train_mae, write_config
 
 SCRIPTS = {
@@ -84,6 +84,7 @@ SWITCHES = {
     "--recursive",
     "--tensorboard",
     "--help",
+    "--version",
 }
 
 
@@ -200,6 +201,14 @@ def test_unknown_flags_and_switches_with_a_value_are_one_line(script, world, cap
         assert code == 2
         assert message.count("\n") == 1, message
         assert more[0].partition("=")[0] in message
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_tells_the_version(script, capsys):
+    with pytest.raises(SystemExit) as ending:
+        command_line.run(lambda: SCRIPTS[script](["--version"]))
+    assert ending.value.code == 0
+    assert capsys.readouterr().out == f"image-captioner {__version__}\n"
 
 
 def test_memory_that_is_not_there_is_one_line(capsys):

@@ -9,7 +9,9 @@ import pytest
 from tests.training_cases import ROOT
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
-DOCUMENTS = ("README.md", "LOG.md", "benchmarks/README.md", "code_snippets.ipynb", "results.ipynb")
+DOCUMENTS = (
+    "README.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/README.md", "code_snippets.ipynb", "results.ipynb",
+)  # fmt: skip
 
 
 def markdown(path: Path) -> str:

@@ -61,7 +61,7 @@ def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[
     if not state.get("self_critical"):
         if distributed.is_main():
             print(f"self-critical: begins with {path}", flush=True)
-        optimizer = {**state["optimizer"], "state": {}}
+        optimizer = state["optimizer"] and {**state["optimizer"], "state": {}}
         state = {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
         for part in ("last_weights", "averaged_steps"):  # it begins with the weights that were evaluated
             state.pop(part, None)

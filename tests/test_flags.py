@@ -9,6 +9,7 @@ from PIL import Image
 
 import caption
 import evaluate_captioner
+import export
 import process_coco
 import sample_coco
 import train_captioner
@@ -23,6 +24,7 @@ SCRIPTS = {
     "train_captioner": train_captioner.main,
     "evaluate_captioner": evaluate_captioner.main,
     "caption": caption.main,
+    "export": export.main,
 }
 LONG = "n" * 5000  # no file system has such a name
 
@@ -70,10 +72,12 @@ BAD = {
     "-c": CHECKPOINTS,
     "-p": CHECKPOINTS,
     "pictures": ["{nowhere}", "{folder}", "{text}/inside.jpg", "", LONG],
+    "place": ["{folder}", "{text}/inside.pt", "", LONG],
 }
 SWITCHES = {
     "--sample",
     "--captions-only",
+    "--checkpoint",
     "--keep-accents",
     "--keep-archives",
     "--copy",
@@ -143,11 +147,16 @@ def good_arguments(script: str, world) -> dict[str, list[str]]:
             "-c": [str(folder / "out" / "captioner" / "checkpoint1.pt")],
             "--out": [str(folder / "out")],
         },
+        "export": {
+            "-c": [str(folder / "out" / "captioner" / "checkpoint1.pt")],
+            "--checkpoint": [],
+            "place": [str(folder / "taken_away.pt")],
+        },
     }[script]
 
 
 def command(arguments: dict[str, list[str]]) -> list[str]:
-    positional = arguments.pop("pictures", [])
+    positional = arguments.pop("pictures", []) + arguments.pop("place", [])
     return [word for flag, values in arguments.items() for word in (flag, *values)] + positional
 
 
@@ -174,7 +183,7 @@ def test_every_bad_value_is_one_line_that_names_it(script, world, monkeypatch, c
             value = template.format(**places)
             if script in ("process_coco", "sample_coco") and template in ("{nowhere}", "{folder}"):
                 continue  # they make it
-            if script == "caption" and flag == "--out":
+            if script in ("caption", "export") and flag == "--out":
                 continue  # of no use beside a checkpoint that is named by its path
             if script == "evaluate_captioner" and flag == "--out" and template == "{text}":
                 value = str(folder / "folder")  # here it is a file, and must not be a folder

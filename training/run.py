@@ -135,6 +135,11 @@ def open_run(
         path, checkpoint = loaded or checkpoints.load_named(folder, options.checkpoint, stage)
         saved_config(config_class, checkpoint, f"{path}: config")
         require_model(path, checkpoint)
+        if not checkpoint["optimizer"]:
+            raise UsageError(
+                f"{path}: export.py left the optimizer's state out, so no training can go on from it; name a "
+                "checkpoint that the training wrote"
+            )
     config = run_config(config_class, options.config, paths[config_class.FILE], checkpoint, options.changes)
     data = CocoData.open(paths, options.split_file)
     if checkpoint:

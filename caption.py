@@ -22,37 +22,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import to_pil_image
 
-from captioner import Captioner, captioner_from_state
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
-from image_transforms import EvaluationTransform, central_square, load_image
+from image_description import Picture, describe, explain, load_chosen, read_picture
+from image_transforms import EvaluationTransform
 from images import image_files, image_folders
-from paths import ROOT, default_paths, paths_from_options
-from scoring import calibration as calibrations
-from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
-from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
+from paths import ROOT, default_paths
 from support import command_line, interrupts
-from support.devices import choose_device
 from support.errors import RunError, UsageError
 from support.files import replacing, require_place
-from training import checkpoints
-from transformer_components.beam_search import Hypothesis
 
 BATCH_SIZE = 16  # images captioned at once
 STDIN = Path("/dev/stdin")
-
-
-class Picture(NamedTuple):
-    """An image to caption."""
-
-    place: Path
-    image: torch.Tensor  # (3, H, W) uint8, what the model sees
-    square: Image.Image  # the same part of the image, as large as a sheet shows it
 
 
 def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
@@ -86,13 +71,9 @@ def read_pictures(places: Sequence[Path], transform: EvaluationTransform) -> Ite
     """Each readable image; an unreadable one is named on stderr and left out."""
     for place in places:
         try:
-            square = to_pil_image(central_square(load_image(place)))
-        except (RunError, UsageError) as error:
+            yield read_picture(place, transform)
+        except RunError as error:
             print(f"caption.py: {error}", file=sys.stderr)
-            continue
-        image = transform(square)
-        square.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-        yield Picture(place, image, square)
 
 
 def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
@@ -116,28 +97,10 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
     return sheets
 
 
-def explain(captioner: Captioner, picture: Picture, best: Hypothesis, path: Path) -> None:
-    """Draws where the captioner looked for each word of its caption."""
-    sheet = attention_sheet(picture.square, *captioner.attention(picture.image, best))
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Writes a sheet in the format that the file's name asks for."""
     with replacing(path) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
-
-
-def described(
-    captioner: Captioner, picture: Picture, hypotheses: list[Hypothesis], calibration: Calibration | None
-) -> dict[str, Any]:
-    """All that is known of an image, as plain values."""
-    best = hypotheses[0]
-    result = {
-        "picture": "-" if picture.place == STDIN else str(picture.place),
-        "caption": captioner.text(best),
-        "score": best.score,
-        "mean_log_probability": best.mean_log_probability,
-        "confidence": calibration and calibration(best.mean_log_probability),
-    }
-    if captioner.options.n_best > 1:
-        result["n_best"] = [{"caption": captioner.text(h), "score": h.score} for h in hypotheses]
-    return result
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -151,23 +114,6 @@ def as_text(result: dict[str, Any]) -> str:
         return f"{name}: {result['caption']}{sure}"
     ranked = [f"  {entry['score']:8.4f}  {entry['caption']}" for entry in result["n_best"]]
     return "\n".join([f"{name}:{sure}", *ranked])
-
-
-def load_chosen(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `-c` names, and what it holds; without `-c` the weights that ship.
-
-    Raises:
-        UsageError: there is no such captioner, or `--sample` or `--out` say where it lies and not which.
-    """
-    paths = paths_from_options(options)
-    if options.checkpoint:
-        return checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
-    if options.sample or options.out:
-        where = "--sample" if options.sample else f"--out {options.out}"
-        raise UsageError(f"{where} without -c: say which of its captioners is meant, such as `-c last`")
-    if not paths["weights"].is_file():
-        raise UsageError(f"{paths['weights']}: the weights that ship are not here: name a captioner with -c")
-    return paths["weights"], checkpoints.load(paths["weights"], "captioner")
 
 
 def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
@@ -225,13 +171,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     places = find_pictures(options.pictures, options.recursive)
     sheets = sheet_paths(options.explain, places) if options.explain else {}
-    path, state = load_chosen(options)
-    captioner = captioner_from_state(state, choose_device(), options.beams, path)
+    path, captioner, calibration = load_chosen(options)
     if options.n_best > captioner.options.num_beams:
         beams = captioner.options.num_beams
         raise UsageError(f"--n-best {options.n_best} is more than the {beams} beams searched; raise --beams")
-    measured = calibration_path(path, other_beams(options.beams, state))
-    calibration = calibrations.load(measured, calibrated_for(path, captioner.options))
     captioner.options = replace(captioner.options, n_best=options.n_best)
 
     print(captioner.describe(), file=sys.stderr, flush=True)  # stdout is for captions
@@ -247,12 +190,13 @@ def main(arguments: list[str] | None = None) -> None:
         interrupts.check()
         decoded = captioner.decode(torch.stack([picture.image for picture in batch]))
         for picture, hypotheses in zip(batch, decoded):
-            result = described(captioner, picture, hypotheses, calibration)
+            name = "-" if picture.place == STDIN else str(picture.place)
+            result = {"picture": name} | describe(captioner, hypotheses, calibration)
             results.append(result)
             if not options.json:
                 print(as_text(result), flush=True)
             if sheets:
-                explain(captioner, picture, hypotheses[0], sheets[picture.place])
+                save_sheet(explain(captioner, picture, hypotheses[0]), sheets[picture.place])
     if options.json:
         print(as_json(results))
     if len(results) < len(places):

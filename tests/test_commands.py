@@ -17,7 +17,7 @@ import caption
 import evaluate_captioner
 import train_captioner
 import train_encoder
-from captioner import Captioner
+from captioner import Captioner, captioner_from_state
 from scoring.attention_sheet import attention_sheet
 from scoring.calibration import Calibration
 from scoring.metrics import score
@@ -187,9 +187,7 @@ def test_captions_of_pictures_and_folders_in_order_and_the_unreadable_named(trai
 def test_one_beam_and_many_are_the_users_choice(trained, tmp_path, capsys):
     _, checkpoint = trained
     Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
-    captioner = caption.captioner_from_state(
-        torch.load(checkpoint, weights_only=True), torch.device("cpu"), 1
-    )
+    captioner = captioner_from_state(torch.load(checkpoint, weights_only=True), torch.device("cpu"), 1)
     caption.main(["-c", str(checkpoint), "--beams", "1", str(tmp_path / "blue.png")])
     expected = captioner.caption([Image.new("RGB", (40, 30), "blue")])[0]
     assert capsys.readouterr().out == f"{tmp_path / 'blue.png'}: {expected}\n"

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import caption
 import evaluate_captioner
+import image_description
 from captioner import load_captioner
 from support import devices, distributed
 from support.devices import choose_device, choose_precision, cpu_has_bfloat16_units, decoding_precision
@@ -139,7 +140,8 @@ def test_captioning_and_evaluation_take_the_apple_gpu_and_training_says_why_not(
         assert device == CPU
     assert capsys.readouterr().err == "note: training runs on the CPU: an Apple GPU has no float64\n"
     asked = []
-    monkeypatch.setattr(caption, "captioner_from_state", lambda _, device, *__: asked.append(device) or 1 / 0)
+    spy = lambda _, device, *__: asked.append(device) or 1 / 0  # noqa: E731
+    monkeypatch.setattr(image_description, "captioner_from_state", spy)
     monkeypatch.setattr(checkpoints, "load_named", lambda *_: (tmp_path, {}))
     picture = tmp_path / "picture.jpg"
     picture.touch()

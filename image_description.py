@@ -1,0 +1,99 @@
+"""What a captioner says of one image file, for caption.py and app.py: caption, confidence, runners-up, sheet.
+
+captioner, calibration = load_calibrated(path, checkpoints.load(path, "captioner"))
+picture = read_picture(Path("my_picture.jpg"), captioner.transform)
+hypotheses = captioner.decode(picture.image[None])[0]
+describe(captioner, hypotheses, calibration)["caption"]
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from captioner import Captioner, captioner_from_state
+from image_transforms import EvaluationTransform, central_square, load_image
+from paths import paths_from_options
+from scoring import calibration as calibrations
+from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
+from support.devices import choose_device
+from support.errors import UsageError
+from training import checkpoints
+from transformer_components.beam_search import Hypothesis
+
+
+class Picture(NamedTuple):
+    """An image to caption."""
+
+    place: Path
+    image: torch.Tensor  # (3, H, W) uint8, what the model sees
+    square: Image.Image  # the same part of the image, as large as a sheet shows it
+
+
+def read_picture(place: Path, transform: EvaluationTransform) -> Picture:
+    """Reads an image file.
+
+    Raises:
+        RunError: as `load_image` does: it is missing, damaged, no image, or too large.
+    """
+    square = to_pil_image(central_square(load_image(place)))
+    image = transform(square)
+    square.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    return Picture(place, image, square)
+
+
+def load_chosen(options: argparse.Namespace) -> tuple[Path, Captioner, Calibration | None]:
+    """The captioner that `-c` and `--beams` ask for, on the best device; without `-c` the weights that ship.
+
+    Returns:
+        Its checkpoint, the captioner, and how sure it may be; None where no search like this was measured.
+
+    Raises:
+        UsageError: there is no such captioner, it is damaged, or `--sample` or `--out` say where it lies but
+            not which it is.
+    """
+    paths = paths_from_options(options)
+    if options.checkpoint:
+        folder = paths["captioner_checkpoints"]
+        path, state = checkpoints.load_named(folder, options.checkpoint, "captioner")
+    elif options.sample or options.out:
+        where = "--sample" if options.sample else f"--out {options.out}"
+        raise UsageError(f"{where} without -c: say which of its captioners is meant, such as `-c last`")
+    elif not paths["weights"].is_file():
+        raise UsageError(f"{paths['weights']}: the weights that ship are not here: name a captioner with -c")
+    else:
+        path, state = paths["weights"], checkpoints.load(paths["weights"], "captioner")
+    captioner = captioner_from_state(state, choose_device(), options.beams, path)
+    measured = calibration_path(path, other_beams(options.beams, state))
+    return path, captioner, calibrations.load(measured, calibrated_for(path, captioner.options))
+
+
+def describe(
+    captioner: Captioner, hypotheses: list[Hypothesis], calibration: Calibration | None
+) -> dict[str, Any]:
+    """All that is known of an image's captions, as plain values.
+
+    Args:
+        captioner: whose hypotheses they are.
+        hypotheses: best first.
+        calibration: None where the confidence is not known.
+    """
+    best = hypotheses[0]
+    result = {
+        "caption": captioner.text(best),
+        "score": best.score,
+        "mean_log_probability": best.mean_log_probability,
+        "confidence": calibration and calibration(best.mean_log_probability),
+    }
+    if captioner.options.n_best > 1:
+        result["n_best"] = [{"caption": captioner.text(h), "score": h.score} for h in hypotheses]
+    return result
+
+
+def explain(captioner: Captioner, picture: Picture, best: Hypothesis) -> Image.Image:
+    """The sheet that shows where the captioner looked for each word of its caption."""
+    return attention_sheet(picture.square, *captioner.attention(picture.image, best))

@@ -103,7 +103,11 @@ def test_the_directory_diagram_names_what_paths_names():
     processed = paths["processed"]
     files = {path.name for path in paths.values() if path.parent == processed}
     files |= {path.name for path in paths.values() if path.parent == paths["annotations"]}
-    files |= {f"{path.name}/" for key, path in paths.items() if key.endswith("_images")}
+    files |= {
+        f"{path.name}/"
+        for key, path in paths.items()
+        if key.endswith("_images") and path.parent == paths["data"]
+    }
     for text in shown:
         splits, end = re.fullmatch(r"\{([a-z,]+)\}(_\w+\.pt)|.*", text).groups()
         files -= {f"{split}{end}" for split in splits.split(",")} if splits else {text}

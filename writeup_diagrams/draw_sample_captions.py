@@ -25,25 +25,29 @@ LETTERS, LINE = 22, 27  # pixels: on a phone, which shows the sheet at a third o
 def main() -> None:
     paths = locations(HERE.parent / "data" / "sample", HERE.parent / "checkpoints" / "sample")
     _, state = checkpoints.load_named(paths["captioner_checkpoints"], "last", "captioner")
-    pictures = [Image.open(path) for path in sorted(paths["val_images"].iterdir())[: COLUMNS * ROWS]]
-    captions = captioner_from_state(state, torch.device("cpu")).caption(pictures)
+    images = [Image.open(path) for path in sorted(paths["val_images"].iterdir())[: COLUMNS * ROWS]]
+    captions = captioner_from_state(state, torch.device("cpu")).caption(images)
+    captioned(images, captions, HEIGHT).save(HERE / "sample_captions.png", optimize=True)
+
+
+def captioned(images: list[Image.Image], captions: list[str], height: int) -> Image.Image:
+    """A sheet of images, COLUMNS a row and `height` pixels high each, with their captions below them."""
     captions = [wrapped(caption, WIDTH, LETTERS) for caption in captions]
-    cell_height = HEIGHT + GAP + LINE * max(1 + caption.count("\n") for caption in captions)
-    sheet = Image.new("RGB", (COLUMNS * (WIDTH + GAP) + GAP, ROWS * (cell_height + GAP) + GAP), "white")
+    cell_height = height + GAP + LINE * max(1 + caption.count("\n") for caption in captions)
+    rows = -(-len(images) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (WIDTH + GAP) + GAP, rows * (cell_height + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(LETTERS)
-    for number, (picture, caption) in enumerate(zip(pictures, captions)):
+    for number, (image, caption) in enumerate(zip(images, captions)):
         row, column = divmod(number, COLUMNS)
         left, top = GAP + column * (WIDTH + GAP), GAP + row * (cell_height + GAP)
-        picture = picture.resize(
-            [round(side * HEIGHT / picture.height) for side in picture.size], Image.LANCZOS
-        )
-        sheet.paste(picture, (left + (WIDTH - picture.width) // 2, top))
-        middle = (left + WIDTH // 2, top + HEIGHT + 10)
+        image = image.resize([round(side * height / image.height) for side in image.size], Image.LANCZOS)
+        sheet.paste(image, (left + (WIDTH - image.width) // 2, top))
+        middle = (left + WIDTH // 2, top + height + 10)
         draw.multiline_text(
             middle, caption, fill=(40, 40, 40), font=font, anchor="ma", align="center", spacing=5
         )
-    sheet.save(HERE / "sample_captions.png", optimize=True)
+    return sheet
 
 
 if __name__ == "__main__":

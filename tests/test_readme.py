@@ -27,10 +27,10 @@ def record(name: str) -> dict:
     return json.loads((RECORDS / f"{name}.json").read_text())
 
 
-def minutes(log: str) -> float:
-    """Of a training, without validation, by its log lines."""
-    lines = (RECORDS / f"{log}.jsonl").read_text().splitlines()
-    return sum(json.loads(line)["seconds"] for line in lines) / 60
+def minutes(run: str, *stages: str) -> float:
+    """Of training, without validation, by the log lines of those of the stages that there were."""
+    logs = [log for stage in stages if (log := RECORDS / run / f"{stage}.jsonl").exists()]
+    return sum(json.loads(line)["seconds"] for log in logs for line in log.read_text().splitlines()) / 60
 
 
 def scores(run: str) -> list[float]:
@@ -64,19 +64,23 @@ def recorded_rate(work: str, images: str) -> float:
 def quotes() -> list[tuple[str, list[float]]]:
     """README's words around its figures, and these: `#` is a figure, `…` anything within a table's cell."""
     mae_hours = 90 * 241_690 / recorded_rate("MAE step", "64 images") / 3600
-    (loading,) = rates("epyc", "loader, COCO's own files", "", "ours")
-    captioner_hours = 30 * 591_753 / (16 * loading) / 3600  # of sixteen cores
+    flops = recorded_rate("MAE step", "64 images") * 41.6e9  # a second; of an image, benchmarks/README.md
+    captioner_hours = 1.83e18 / flops / 3600  # captioner_config.yaml
     amx = ("xeon_amx", "MAE step", "bfloat16")
     three = ("ours", "original", "transformers")
     return [
         (
             "photographs**: …| **#** (# – #) | **#** (# – #) | #, # | #, # "
             "| encoder: # minutes of an H100, captioner: # of two CPU cores |",
-            [*scores("photographs"), minutes("photographs/encoder"), minutes("photographs/captioner")],
+            [
+                *scores("photographs"),
+                minutes("photographs", "encoder"),
+                minutes("photographs", "captioner", "self_critical"),
+            ],
         ),
         (
             "drawn sample | **#** (# – #) | **#** (# – #) | #, # | #, # | # + # minutes of two CPU cores |",
-            [*scores("sample"), minutes("sample/encoder"), minutes("sample/captioner")],
+            [*scores("sample"), minutes("sample", "encoder"), minutes("sample", "captioner")],
         ),
         (
             "**not run here** | – | #, # | #, # | an estimated # hours of an H100, # dollars at 3 an hour |",
@@ -88,7 +92,7 @@ def quotes() -> list[tuple[str, list[float]]]:
         ("the tests: # minutes on two CPU cores", [record("commands")["minutes"]["make test"]]),
         ("by themselves, in # minutes more", [record("commands")["minutes"]["setting up .venv"]]),
         ("the first stage takes # hours", [mae_hours]),
-        ("the second is estimated at # hours", [captioner_hours]),
+        ("the second takes # hours", [captioner_hours]),
         (
             "| MAE step, ViT-B/16 | **#** / # / # | **#** / # / #; ours with CUDA graphs, since then: # |",
             [

@@ -1,4 +1,5 @@
 # make sample        the whole pipeline on the drawn sample data set, on a CPU, in minutes
+# make verify        whether the weights that ship caption here as they should
 # make test          the tests
 # make test-oldest   the tests again, with the oldest torch that the code supports
 # make faults        the long ones: kills, damage and hostile input, at full length
@@ -13,7 +14,7 @@ RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample test test-oldest faults bench gpu lint clean
+.PHONY: sample verify test test-oldest faults bench gpu lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,9 @@ sample: $(VENV)/.installed
 	$(RUN) train_captioner.py --sample -p last
 	$(RUN) evaluate_captioner.py --sample -c last
 	$(RUN) caption.py --sample -c last $$(ls data/sample/val2017/*.jpg | head -n 6)
+
+verify: $(VENV)/.installed
+	$(RUN) verify.py
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)

@@ -12,7 +12,7 @@ import paths
 from captioner import load_captioner
 from scoring import calibration
 from scoring.calibration import Calibration, calibrated_for, calibration_path
-from tests.captioner_cases import save_random_captioner
+from tests.captioner_cases import save_random_captioner, save_shipped
 from tests.training_cases import ended
 from training import checkpoints
 
@@ -24,17 +24,6 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("COCO_ROOT", str(tmp_path / "elsewhere"))
     Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
     return tmp_path
-
-
-def save_shipped(root: Path, precision: torch.dtype = torch.float16) -> Path:
-    """A small captioner where the weights that ship lie."""
-    path = root / "weights" / "captioner.pt"
-    path.parent.mkdir(exist_ok=True)
-    save_random_captioner(path)
-    state = checkpoints.load(path, "captioner")
-    model = {name: weight.to(precision) for name, weight in state["model"].items()}
-    checkpoints.save(path, {**state, "model": model})
-    return path
 
 
 def test_without_c_the_shipped_weights_caption_with_the_confidence_beside_them(root, capsys):

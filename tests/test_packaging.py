@@ -80,7 +80,8 @@ def test_an_install_finds_every_module_from_any_directory(site, checkout, tmp_pa
         f"for name in {[*MODULES, *PACKAGES]}: print(importlib.util.find_spec(name).origin)\n"
         "import paths; print(paths.ROOT.resolve())"
     )
-    run = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    # -S: where the project is installed itself, its own modules would come first
+    run = subprocess.run([sys.executable, "-IS", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     files = [*(f"{name}.py" for name in MODULES), *(f"{name}/__init__.py" for name in PACKAGES)]
     assert run.stdout.splitlines() == [str(checkout.resolve() / file) for file in [*files, "."]]

@@ -33,7 +33,7 @@ from image_transforms import EvaluationTransform
 from images import image_files, image_folders
 from paths import ROOT, default_paths
 from support import command_line, interrupts
-from support.errors import RunError, UsageError
+from support.errors import RunError, UsageError, printable
 from support.files import replacing, require_place
 
 BATCH_SIZE = 16  # images captioned at once
@@ -104,11 +104,8 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """What is printed of an image: its caption, or its best ones with their scores.
-
-    A name may hold line ends and what a terminal obeys: these are printed as escapes.
-    """
-    name = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in result["picture"])
+    """What is printed of an image: its caption, or its best ones with their scores."""
+    name = printable(result["picture"])
     sure = "" if result["confidence"] is None else f"  (confidence {result['confidence']:.2f})"
     if "n_best" not in result:
         return f"{name}: {result['caption']}{sure}"

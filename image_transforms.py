@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 from images.image_files import JPEGS, describe_error, opened
 from images.rgb import to_rgb, turn
-from support.errors import RunError
+from support.errors import RunError, printable
 
 # Mean and standard deviation of ImageNet's training pixels in [0, 1], for red, green and blue.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -169,7 +169,7 @@ def load_image(path: str | Path) -> Tensor:
     try:
         return _decode(Path(path).read_bytes())
     except Exception as error:  # damage makes decoders raise a zoo: OSError, SyntaxError, struct.error, ...
-        raise RunError(f"cannot read the picture {path}: {describe_error(error)}") from error
+        raise RunError(f"cannot read the picture {printable(path)}: {describe_error(error)}") from error
 
 
 def _decode(data: bytes) -> Tensor:
@@ -196,7 +196,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             transpose = None if image.format == "TIFF" else turn(image)
             width, height = image.size
     except Exception as error:
-        raise RunError(f"cannot read the picture {path}: {describe_error(error)}") from error
+        raise RunError(f"cannot read the picture {printable(path)}: {describe_error(error)}") from error
     swapped = transpose is not None and TENSOR_TURNS[transpose][0]
     return (width, height) if swapped else (height, width)
 

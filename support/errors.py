@@ -18,6 +18,11 @@ class RunError(Exception):
     """It failed while running: no disk space, no connection, too many bad pictures.  Exit code 1."""
 
 
+def printable(name: object) -> str:
+    """A name as one line of a message: line ends, and what a terminal obeys, become escapes."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(name))
+
+
 def prepare_command(where: Mapping[str, Path], *options: object) -> str:
     """`python process_coco.py` for the data set of these file locations, ready to be pasted.
 

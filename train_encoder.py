@@ -2,6 +2,7 @@
 
     python train_encoder.py                       the write-up's ViT-B/16 on COCO
     python train_encoder.py -c last               go on from the newest checkpoint (or name one)
+    python train_encoder.py --images DIR ...      on any folders of images, sub-folders included
     python train_encoder.py --sample              a small ViT on the drawn sample data set, minutes on a CPU
     python train_encoder.py --config recipes/modern/mae_config.yaml --set learning_rate=3e-4
     torchrun --nproc_per_node=8 train_encoder.py  the same on eight GPUs
@@ -30,6 +31,7 @@ from image_captioner import (
     random_masking,
 )
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
+from own_data.images_only import add_images_options, require_one_source
 from paths import paths_from_options
 from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
 from support import command_line, distributed
@@ -63,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description="Pre-train the ViT inside a masked autoencoder.")
     parser.add_argument("-c", dest="checkpoint", metavar="CKPT", help="go on from a path, a name, or `last`")
     command_line.add_training_options(parser)
+    add_images_options(parser)
     options = parser.parse_args(arguments)
+    require_one_source(options)
     require_unix("training")
     with distributed.process_group(training=True) as device:
         train(options, device)
@@ -98,7 +102,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 3. The training loop
 
-    if len(splits) < len(config.splits) and distributed.is_main():
+    if not options.images and len(splits) < len(config.splits) and distributed.is_main():
         where = run.paths["data"]
         print(f"splits: {where} has no unlabeled images: training on {', '.join(splits)}", flush=True)
     with run.lock, train_loader, val_loader, trainer:

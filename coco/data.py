@@ -21,7 +21,7 @@ from coco.split_file import FOLDERS, SplitFile, folder_splits, read_split_file
 from images.image_folders import image_name, picture_ids
 from images.resized_copies import resized_folder, size_for_training
 from support import distributed
-from support.errors import UsageError, prepare_command
+from support.errors import UsageError, check_command, prepare_command
 from support.files import Record, read_json
 
 if TYPE_CHECKING:
@@ -199,6 +199,10 @@ class CocoData:
     def image_kind(self) -> str:
         """Which images are read, in words."""
         return f"copies of {self.resized_to} pixels" if self.resized_to else "originals of full size"
+
+    def how_to_mend(self) -> str:
+        """What to do about images that cannot be read, in words."""
+        return f"list them with `{check_command(self.paths)}`, put whole files in their places"
 
     def image_file(self, split: str, image_id: int) -> Path:
         """The file of an image of a split."""

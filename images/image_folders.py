@@ -39,26 +39,30 @@ def find_images(folder: Path, recursive: bool = False) -> tuple[list[Path], Coun
     Returns:
         The files in order of name, and what was left out: how many, by a key of `WORDS` or by their ending.
     """
-    found, left_out = [], Counter()
-    folders = [folder]
+    left_out = Counter()
+    return sorted(map(Path, walk(folder, recursive, left_out))), left_out
+
+
+def walk(folder: Path, recursive: bool, left_out: Counter[str]) -> Iterator[str]:
+    """The paths of the images in a folder, in any order; counts the rest, all as `find_images`."""
+    folders = [os.fspath(folder)]
     while folders:
         inside = folders.pop()
         try:
             entries = list(os.scandir(inside))
         except OSError:
-            if inside == folder:
+            if inside == os.fspath(folder):
                 raise
             left_out[CLOSED] += 1
             continue
         for entry in entries:
             reason = _why_not(entry)
             if reason is None:
-                found.append(inside / entry.name)
+                yield entry.path
             elif reason == FOLDER and recursive:
-                folders.append(inside / entry.name)
+                folders.append(entry.path)
             else:
                 left_out[reason] += 1
-    return sorted(found), left_out
 
 
 def _why_not(entry: os.DirEntry) -> str | None:

@@ -60,6 +60,7 @@ BAD = {
     "--source": ["{nowhere}", "{text}", "", LONG, "ftp://coco"],
     "--own": ["nowhere", "{text}", "", LONG],
     "--val-fraction": FRACTIONS,
+    "--images": ["{nowhere}", "{text}", "", LONG],
     "--caption-files": ["nowhere.txt", ""],
     "--caption-column": ["text", ""],
     "--resize": [*NUMBERS, "63", "1025"],

@@ -72,6 +72,8 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
     yield "model", {}
     yield "split_file", "mine.json"
     yield "split_file", {"name": "mine.json"}
+    yield "images", {"words": "3 images", "sha256": 5}
+    yield "images", None
     for value in ("256", "/../elsewhere", -256, 2.5, True, 1 << 60):
         yield "resized_to", value
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from support import interrupts
-from support.errors import RunError, UsageError, check_command
+from support.errors import RunError, UsageError
 from support.files import replacing
 from training.config import TrainingConfig
 
@@ -152,8 +152,8 @@ def reason_to_end(
     if report.unreadable and progress.unreadable > allowed:
         return RunError(
             f"{progress.unreadable} of {len(dataset)} samples have pictures that cannot be read, and "
-            f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; list them with "
-            f"`{check_command(dataset.data.paths)}`, put whole files in their places and go on with -c last, "
+            f"max_bad_fraction {config.max_bad_fraction} allows {allowed}; "
+            f"{dataset.data.how_to_mend()} and go on with -c last, "
             "or raise max_bad_fraction in your YAML file and go on with -c last --config FILE"
         )
     if progress.bad_steps >= config.max_bad_steps:

@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch.utils.data import Dataset
 
 from coco.data import CocoData
 from coco.split_file import require_same_split
+from own_data.images_only import ImageFolders
 from support import devices, distributed
 from support.errors import UsageError
 from training import checkpoints
-from training.config import Config, run_config, saved_config
+from training.config import Config, in_mid_epoch, run_config, saved_config
 from training.progress import TensorBoardLog, open_board
 
 LOCK_NAME = ".lock"  # stays when it is free: whoever deletes a lock file may delete that of the next run
@@ -141,13 +143,43 @@ def open_run(
                 "checkpoint that the training wrote"
             )
     config = run_config(config_class, options.config, paths[config_class.FILE], checkpoint, options.changes)
-    data = CocoData.open(paths, options.split_file)
+    data = open_data(options, paths)
     if checkpoint:
         require_same_split(checkpoint, data.split_file)
+        require_same_images(checkpoint, data)
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
     devices.make_repeatable(device)
     return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
+
+
+def open_data(options: argparse.Namespace, paths: Mapping[str, Path]) -> CocoData:
+    """The data that the options name: the images of `train_encoder.py --images`, else a data root."""
+    if getattr(options, "images", None):
+        return ImageFolders.find(paths, options.images, options.val_fraction)
+    return CocoData.open(paths, options.split_file)
+
+
+def require_same_images(checkpoint: dict[str, Any], data: CocoData) -> None:
+    """Says so where a run goes on with other images of `--images` than it began with.
+
+    Raises:
+        UsageError: it does so in the middle of an epoch, or from a data root to such images or back.
+    """
+    was, now = checkpoint.get("images"), data.facts().get("images")
+    if (was and was["sha256"]) == (now and now["sha256"]):
+        return
+    begun, named = (f"--images, {images['words']}" if images else "a data root" for images in (was, now))
+    if not (was and now):
+        raise UsageError(f"this run was begun with {begun}, not with {named}: it goes on with that only")
+    change = f"this run was begun with {begun}, now {named}: other names, or another --val-fraction"
+    if in_mid_epoch(checkpoint):
+        raise UsageError(
+            f"{change}; in the middle of an epoch it needs the same: bring them back, or go on from a "
+            "checkpoint of the end of an epoch"
+        )
+    if distributed.is_main():
+        print(f"note: {change}", file=sys.stderr, flush=True)
 
 
 def first_line(run: Run, model: nn.Module, dataset: Dataset) -> str:

@@ -1,5 +1,6 @@
 # make sample        the whole pipeline on the drawn sample data set, on a CPU, in minutes
 # make verify        whether the weights that ship caption here as they should
+# make photographs   pre-training to report on photographs with captions: DATA=DIR; goes on where it was stopped
 # make test          the tests
 # make test-oldest   the tests again, with the oldest torch that the code supports
 # make faults        the long ones: kills, damage and hostile input, at full length
@@ -14,7 +15,7 @@ RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample verify test test-oldest faults bench gpu lint clean
+.PHONY: sample verify photographs named-data test test-oldest faults bench gpu lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,27 @@ sample: $(VENV)/.installed
 
 verify: $(VENV)/.installed
 	$(RUN) verify.py
+
+# DATA is a data root, such as `python process_coco.py --own FLICKR8K` makes.  RECIPE: h100, or a folder of two YAML
+# files.  Each stage goes on with -c last once it has a checkpoint, and one that is done ends at once.
+RECIPE ?= recipes/photographs
+CHECKPOINTS ?= checkpoints/photographs$(if $(filter h100,$(RECIPE)),-h100)
+recipe := $(if $(filter h100,$(RECIPE)),recipes/photographs/h100,$(RECIPE))
+begun = $(wildcard $(CHECKPOINTS)/$(1)/checkpoint*.pt)
+train = $(RUN) train_$(1).py --data '$(DATA)' --out $(CHECKPOINTS) --config $(recipe)/$(2)_config.yaml
+
+photographs: named-data $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/.installed)
+	$(call train,encoder,mae) $(if $(call begun,encoder),-c last)
+	$(call train,captioner,captioner) $(if $(call begun,captioner),-c last,-p last)
+	$(call train,captioner,captioner) --self-critical -c last
+	$(MAKE) $(CHECKPOINTS)/report.html
+
+named-data:
+	@test -n "$(DATA)" || { echo "name a data root: make photographs DATA=DIR" >&2; exit 2; }
+
+$(CHECKPOINTS)/report.html: $(call begun,self_critical)
+	$(RUN) evaluate_captioner.py --data '$(DATA)' -c $(CHECKPOINTS)/self_critical/last \
+		--encoder $(CHECKPOINTS)/encoder/last --report $@
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)

@@ -111,6 +111,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     run = opening(options, paths_from_options(options), CaptionerConfig, require_captioner, device)
     config = run.config
     encoder, pretrained = choose_encoder(options, run)
+    if run.is_complete(options.epochs):
+        return
     from_scratch = run.checkpoint["from_scratch"] if run.checkpoint else options.from_scratch
 
     # 2. The elements of the training loop

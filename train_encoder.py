@@ -79,6 +79,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     run = open_run(options, paths_from_options(options), MaeConfig, require_auto_encoder, device)
     config = run.config
+    if run.is_complete(options.epochs):
+        return
 
     # 2. The elements of the training loop
 

@@ -14,6 +14,7 @@ from support import distributed
 from support.errors import UsageError
 from tests.process_cases import end, start, stderr_of, wait_for_checkpoint
 from tests.training_cases import ended, train_mae, write_config
+from training import checkpoints
 from training.run import RunLock
 
 FORK = multiprocessing.get_context("fork")  # a process that need not import torch again
@@ -37,7 +38,8 @@ def test_a_second_run_in_a_folder_is_refused_and_moves_nothing(make_tiny_coco, t
         assert not list(folder.glob("earlier*"))
         first.kill()  # it frees the folder at once, though its loader worker may still be there
         first.wait()
-        train_mae(paths["data"], tmp_path, config, "-c", "last", "--epochs", "1")
+        done, _ = checkpoints.position(checkpoints.existing(folder)[-1])
+        train_mae(paths["data"], tmp_path, config, "-c", "last", "--epochs", str(done + 1))
     finally:
         end(first)
         stderr_of(first)

@@ -139,7 +139,7 @@ def test_a_run_goes_on_with_its_own_tokenizer(raw: dict[str, Path], tmp_path: Pa
     train_mae(raw["data"], out, write_config(tmp_path, "mae_config.yaml"), "--epochs", "1")
     train_captions(raw["data"], out, config, "-p", "last", *split)
     raw["record"].write_text(ours)
-    train_captions(raw["data"], out, config, "-c", "last", *split)
+    train_captions(raw["data"], out, config, "-c", "last", *split, "--epochs", "2")
 
 
 def test_beside_a_tokenizer_of_one_s_own_a_split_file_is_worth_a_note(

@@ -98,6 +98,15 @@ class Run(Generic[Config]):
     lock: RunLock | None = None  # on the folder, once it is taken
     board: TensorBoardLog | None = None  # TensorBoard's, in the main process and where it is asked for
 
+    def is_complete(self, until: int | None) -> bool:
+        """Whether the checkpoint has done all epochs, or `until` of them; one line says so then."""
+        done = self.checkpoint["progress"]["epoch"] if self.checkpoint else 0
+        if done < (until or self.config.total_epochs):
+            return False
+        if distributed.is_main():
+            print(f"{self.config.STAGE}: all {done} epochs are done: {self.checkpoint_path}", flush=True)
+        return True
+
     def take_folder(self) -> None:
         """Locks the folder, before the run changes anything in it, and opens TensorBoard's log.
 

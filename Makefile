@@ -1,5 +1,6 @@
 # make sample        the whole pipeline on the drawn sample data set, on a CPU, in minutes
 # make verify        whether the weights that ship caption here as they should
+# make app           a page in the browser that captions your images, by the weights that ship
 # make photographs   pre-training to report on photographs with captions: DATA=DIR; goes on where it was stopped
 # make test          the tests
 # make test-oldest   the tests again, with the oldest torch that the code supports
@@ -7,15 +8,16 @@
 # make bench         ours beside its peers: ORIGINAL=DIR names a checkout of the original, PICTURES=DIR photographs
 # make gpu           all that needs a GPU, in nine minutes; RUN=python3 takes the system's Python, with no .venv
 # make lint          what CI checks before them
-# Each sets up .venv, or .venv-oldest, by itself.
+# Each sets up .venv, .venv-oldest or .venv-app by itself.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
+APP := .venv-app
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: sample verify photographs named-data test test-oldest faults bench gpu lint clean
+.PHONY: sample verify app photographs named-data test test-oldest faults bench gpu lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +32,13 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.
 		-r requirements-oldest.txt -r /dev/stdin
 	touch $@
 
+# Every pin of the run time but that of Pillow, of which gradio wants an older one.
+$(APP)/.installed: requirements.txt requirements-app.txt
+	$(PYTHON) -m venv $(APP)
+	grep -vE '^pillow\b' requirements.txt | \
+		$(APP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -r /dev/stdin
+	touch $@
+
 sample: $(VENV)/.installed
 	$(RUN) process_coco.py --sample
 	$(RUN) train_encoder.py --sample
@@ -39,6 +48,9 @@ sample: $(VENV)/.installed
 
 verify: $(VENV)/.installed
 	$(RUN) verify.py
+
+app: $(APP)/.installed
+	$(APP)/bin/python app.py
 
 # DATA is a data root, such as `python process_coco.py --own FLICKR8K` makes.  RECIPE: h100, or a folder of two YAML
 # files.  Each stage goes on with -c last once it has a checkpoint, and one that is done ends at once.
@@ -84,4 +96,4 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) data/sample checkpoints/sample .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(APP) data/sample checkpoints/sample .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ describe(captioner, hypotheses, calibration)["caption"]
 """
 
 import argparse
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
 from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
 from support.devices import choose_device
-from support.errors import UsageError
+from support.errors import RunError, UsageError
 from training import checkpoints
 from transformer_components.beam_search import Hypothesis
 
@@ -94,6 +95,29 @@ def describe(
     return result
 
 
+def as_html(result: dict[str, Any]) -> str:
+    """What `describe` says, for app.py: the caption, how sure it is, and the runners-up."""
+    html = f'<p class="caption">{escape(result["caption"])}</p>'
+    if result["confidence"] is not None:
+        html += (
+            f"<p>Confidence {result['confidence']:.2f}: the share of its words that people would confirm</p>"
+        )
+    others = [f"<li>{escape(entry['caption'])}</li>" for entry in result.get("n_best", [])[1:]]
+    return html + (f"<p>Runners-up</p><ol>{''.join(others)}</ol>" if others else "")
+
+
 def explain(captioner: Captioner, picture: Picture, best: Hypothesis) -> Image.Image:
     """The sheet that shows where the captioner looked for each word of its caption."""
     return attention_sheet(picture.square, *captioner.attention(picture.image, best))
+
+
+def answer(
+    captioner: Captioner, calibration: Calibration | None, place: Path
+) -> tuple[str, Image.Image | None]:
+    """What app.py shows of an image file: HTML and the sheet, or one line that says why it cannot be read."""
+    try:
+        picture = read_picture(place, captioner.transform)
+    except RunError as error:
+        return f'<p role="alert">{escape(str(error).replace(str(place), place.name))}</p>', None
+    hypotheses = captioner.decode(picture.image[None])[0]
+    return as_html(describe(captioner, hypotheses, calibration)), explain(captioner, picture, hypotheses[0])

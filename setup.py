@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-NOT_EXTRAS = {"oldest"}  # another torch instead of ours, not something besides
+NOT_EXTRAS = {"oldest", "app"}  # another torch or Pillow instead of ours, not something besides
 
 
 def requirements(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ are one line on stderr.  A bug keeps its traceback.
 import argparse
 import atexit
 import io
+import ipaddress
 import os
 import re
 import sys
@@ -138,6 +139,19 @@ def positive_int(text: str) -> int:
 def beams(text: str) -> int:
     """An argparse type: a number of beams."""
     return _whole_number(text, 1, MOST_BEAMS)
+
+
+def address(text: str) -> str:
+    """An argparse type: an IP address."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is no address such as 127.0.0.1") from None
+
+
+def port(text: str) -> int:
+    """An argparse type: the port of a server."""
+    return _whole_number(text, 1, 65535)
 
 
 def copy_size(text: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import app
 import caption
 import evaluate_captioner
 import export
@@ -24,6 +25,7 @@ SCRIPTS = {
     "train_captioner": train_captioner.main,
     "evaluate_captioner": evaluate_captioner.main,
     "caption": caption.main,
+    "app": app.main,
     "export": export.main,
 }
 LONG = "n" * 5000  # no file system has such a name
@@ -53,6 +55,8 @@ BAD = {
     "--split-file": ["nowhere.json", "{folder}", "{text}", "{picture}", "{text}/inside.json", LONG],
     "--epochs": NUMBERS,
     "--beams": [*NUMBERS, "101"],
+    "--host": ["nowhere", "127.0.0", "", LONG],
+    "--port": [*NUMBERS, "65536"],
     "--n-best": [*NUMBERS, "101", "99"],
     "--explain": ["{text}", "{text}/inside.png", "", LONG],
     "--split": ["test", "x", ""],
@@ -153,6 +157,10 @@ def good_arguments(script: str, world) -> dict[str, list[str]]:
             "--checkpoint": [],
             "place": [str(folder / "taken_away.pt")],
         },
+        "app": {
+            "-c": [str(folder / "out" / "captioner" / "checkpoint1.pt")],
+            "--out": [str(folder / "out")],
+        },
     }[script]
 
 
@@ -184,7 +192,7 @@ def test_every_bad_value_is_one_line_that_names_it(script, world, monkeypatch, c
             value = template.format(**places)
             if script in ("process_coco", "sample_coco") and template in ("{nowhere}", "{folder}"):
                 continue  # they make it
-            if script in ("caption", "export") and flag == "--out":
+            if script in ("caption", "export", "app") and flag == "--out":
                 continue  # of no use beside a checkpoint that is named by its path
             if script == "evaluate_captioner" and flag == "--out" and template == "{text}":
                 value = str(folder / "folder")  # here it is a file, and must not be a folder

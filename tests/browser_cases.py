@@ -15,7 +15,7 @@ import requests
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
-PATIENCE = 60  # seconds until a page shows what is waited for; nothing is measured by it
+PATIENCE = 120  # seconds until a page shows what is waited for; nothing is measured by it
 
 
 class Tab:
@@ -69,10 +69,10 @@ class Tab:
         found = self.call("Runtime.evaluate", expression="document.querySelector('input[type=file]')")
         self.call("DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"])
 
-    def screenshot(self, path: Path) -> None:
-        """Writes the whole page as a PNG."""
+    def screenshot(self) -> bytes:
+        """The whole page as a PNG."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+        return base64.b64decode(shot["data"])
 
 
 @contextmanager

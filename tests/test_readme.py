@@ -79,7 +79,7 @@ def quotes() -> list[tuple[str, list[float]]]:
             ],
         ),
         (
-            "drawn sample | **#** (# – #) | **#** (# – #) | #, # | #, # | # + # minutes of two CPU cores |",
+            "of the sample | **#** (# – #) | **#** (# – #) | #, # | #, # | # + # minutes of two CPU cores |",
             [*scores("sample"), minutes("sample", "encoder"), minutes("sample", "captioner")],
         ),
         (

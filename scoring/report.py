@@ -85,10 +85,13 @@ def _row(cell: str, texts: Sequence[str]) -> str:
 def _charts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     charts = []
     for stage, history in histories.items():
-        losses = {
-            name: [(entry["epoch"], entry[f"{name}_loss"]) for entry in history] for name in ("train", "val")
+        # The self-critical stage's loss is the reward with its sign turned.
+        what = "reward" if any("val_reward" in entry for entry in history) else "loss"
+        figures = {
+            name: [(entry["epoch"], entry.get(f"{name}_{what}")) for entry in history]
+            for name in ("train", "val")
         }
-        charts.append(line_chart(f"{stage}: loss", losses))
+        charts.append(line_chart(f"{stage}: {what}", figures))
         scores = [(e["epoch"], 100 * e["bleu4"]) for e in history if e.get("bleu4") is not None]
         if scores:
             charts.append(line_chart(f"{stage}: BLEU-4 on val", {"BLEU-4": scores}))
@@ -109,7 +112,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
     lines = {name: [(x, y) for x, y in points if _drawable(y)] for name, points in series.items()}
     values = [y for points in lines.values() for _, y in points]
     epochs = [x for points in lines.values() for x, _ in points] or [1]
-    greatest = max(values, default=0.0) or 1.0  # an axis there is, also without values above zero
+    greatest = max([0.0, *values]) or 1.0  # an axis there is, also without values above zero
     step = nice_step(greatest)
     top = step * math.ceil(greatest / step)
     first, last = min(epochs), max(epochs)

@@ -108,6 +108,17 @@ def test_a_chart_draws_its_points_where_they_belong():
     assert y1 == pytest.approx(float(tick.get("y")) - 4, abs=0.1)
 
 
+def test_the_self_critical_stage_is_shown_by_its_reward_and_not_by_its_negative_loss():
+    """Two negative losses ended the report with a math domain error."""
+    entry = {"epoch": 1, "train_loss": -0.4, "val_loss": -0.25, "train_reward": 0.4, "val_reward": 0.25}
+    found = assess({1: ["a dog runs", "a dog"]}, {1: "a dog runs"}, {1: -0.5}, ["a cat"])
+    text = page(found | {"split": "val2017", "signature": "s"}, {"captioner": [entry]}, [], {}, {})
+    assert "captioner: reward" in text
+    assert "captioner: loss" not in text
+    assert "val, epoch 1: 0.25" in text
+    assert "<svg" in line_chart("loss", {"train": [(1, -0.4)]})
+
+
 @pytest.mark.parametrize("greatest", [0.0031, 0.2, 1, 1.28, 4.99, 5, 67.9, 5000])
 def test_a_chart_has_three_to_six_ticks(greatest):
     assert 2 <= greatest / nice_step(greatest) <= 5.0001

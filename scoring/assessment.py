@@ -52,6 +52,11 @@ class CaptionStatistics:
         few = self.distinct < COLLAPSED_BELOW * self.captions
         return self.captions >= FEWEST and (few or self.most_frequent_count > COLLAPSED_ABOVE * self.captions)
 
+    @property
+    def share_in_train(self) -> float:
+        """The share of the captions, 0 to 1, that stand word for word in train."""
+        return self.in_train / max(1, self.captions)
+
     def warning(self) -> str:
         """What to tell the user of a collapsed model."""
         return (
@@ -176,7 +181,7 @@ def assess(
         "constant_caption_metrics": score(known, dict.fromkeys(known, constant), scoring.tokenize),
         "human_metrics": score(others, people, scoring.tokenize) if people else None,
         "human_images": len(people),
-        "captions": asdict(counts) | {"collapsed": counts.collapsed},
+        "captions": asdict(counts) | {"collapsed": counts.collapsed, "share_in_train": counts.share_in_train},
         "calibration": _confidence(statistics, scores),
     }
 
@@ -210,7 +215,7 @@ def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{statistics.captions:,} captions: {statistics.distinct:,} distinct, {statistics.words:,} different "
-        f"words, {statistics.in_train:,} copied word for word from train"
+        f"words, {statistics.in_train:,} ({statistics.share_in_train:.1%}) copied word for word from train"
     )
     yield f"the most frequent, {statistics.most_frequent_count:,} times: {statistics.most_frequent!r}"
     if missing := assessment["images"] - assessment["scored_images"]:

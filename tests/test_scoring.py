@@ -100,7 +100,7 @@ def test_all_figures_of_an_assessment_are_of_one_scoring():
     for key in ("metrics", "constant_caption_metrics", "human_metrics"):
         assert found[key]["BLEU-4"] == pytest.approx(1), key
     assert (found["references"], found["unit"]) == ("normalized", "word")
-    assert found["captions"]["in_train"] == 3
+    assert (found["captions"]["in_train"], found["captions"]["share_in_train"]) == (3, 1.0)
     note = "the tokenizer changes 1 of 1 references beyond case"
     assert f"note: {note}" in "\n".join(lines(found))
     assert f"Note: {note}" in page(found | {"split": "val2017", "signature": ""}, {}, [], {}, {})

@@ -35,7 +35,7 @@ from paths import paths_from_options
 from reconstruction import encoder_of
 from scoring import calibration
 from scoring.assessment import assess, lines, with_references
-from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams, sureness
 from scoring.comparison import Scoring, choose_scoring
 from scoring.metrics import score
 from support import command_line, distributed, interrupts
@@ -63,7 +63,7 @@ class CaptionedSplit(NamedTuple):
 
     references: dict[int, list[str]]  # what people wrote
     captions: dict[int, str]  # what the captioner wrote
-    scores: dict[int, float]  # the mean log-probability of its tokens
+    scores: dict[int, float]  # how sure the captioner was of it
 
 
 def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
@@ -76,7 +76,7 @@ def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
         for image_id, texts, (best, *_) in zip(batch.image_ids.tolist(), batch.captions, decoded):
             mine.references[image_id] = texts
             mine.captions[image_id] = captioner.text(best)
-            mine.scores[image_id] = best.mean_log_probability
+            mine.scores[image_id] = sureness(best.token_log_probabilities)
     parts = distributed.gathered(mine)
     return CaptionedSplit(*(dict(sorted(merge(column).items())) for column in zip(*parts)))
 

@@ -20,7 +20,7 @@ from image_transforms import EvaluationTransform, central_square, load_image
 from paths import paths_from_options
 from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
-from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams, sureness
 from support.devices import choose_device
 from support.errors import RunError, UsageError
 from training import checkpoints
@@ -88,7 +88,7 @@ def describe(
         "caption": captioner.text(best),
         "score": best.score,
         "mean_log_probability": best.mean_log_probability,
-        "confidence": calibration and calibration(best.mean_log_probability),
+        "confidence": calibration and calibration(sureness(best.token_log_probabilities)),
     }
     if captioner.options.n_best > 1:
         result["n_best"] = [{"caption": captioner.text(h), "score": h.score} for h in hypotheses]

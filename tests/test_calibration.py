@@ -4,9 +4,11 @@ import math
 import random
 
 import pytest
+import torch
 
 from scoring.calibration import (
     BINS,
+    POWER,
     Bin,
     Calibration,
     calibrate,
@@ -14,8 +16,10 @@ from scoring.calibration import (
     chance_error,
     cross_fitted,
     load,
+    rank_correlation,
     reliability,
     save,
+    sureness,
 )
 
 
@@ -130,6 +134,31 @@ def test_a_map_comes_near_the_truth_that_outcomes_are_drawn_from():
     found = calibrate(scores, shares)
     asked = [-1.8 + 0.2 * number for number in range(9)]
     assert [found(score) for score in asked] == pytest.approx([truth(score) for score in asked], abs=0.02)
+
+
+def test_sureness_is_the_power_mean_of_the_tokens_surprise():
+    """The oracle is torch's norm; the figure lies between the mean and the least sure token."""
+    log_probabilities = torch.tensor([-0.1, -2.0, -0.5, -0.7], dtype=torch.float64)
+    expected = -float(log_probabilities.norm(POWER)) / 4 ** (1 / POWER)
+    assert sureness(log_probabilities.tolist()) == pytest.approx(expected, rel=1e-12)
+    assert -2.0 < expected < float(log_probabilities.mean())
+    assert sureness([-0.3]) == pytest.approx(-0.3)
+    assert sureness([1e-9]) == 0  # a certain token, rounded up
+
+
+def test_rank_correlation_is_that_of_ranks_counted_by_brute_force():
+    """Values that are equal get their mean rank."""
+    draw = random.Random(2)
+    first = [draw.randrange(8) for _ in range(40)]
+    second = [value + draw.randrange(8) for value in first]
+
+    def ranks(values: list[int]) -> torch.Tensor:
+        return torch.tensor([sum((a > b) + (a == b) / 2 for b in values) for a in values])
+
+    expected = float(torch.corrcoef(torch.stack([ranks(first), ranks(second)]))[0, 1])
+    assert rank_correlation(first, second) == pytest.approx(expected, abs=1e-6)
+    assert rank_correlation([1, 2, 3], [-5, 0, 1e9]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [4, 4, 4]) == 0
 
 
 def truth(score: float) -> float:

@@ -104,11 +104,13 @@ def test_the_confidence_foretells_the_share_of_words_that_references_have():
     """Half of the captions are right and likely, half share one word of two and are unlikely."""
     torch.manual_seed(0)
     right = (torch.rand(400) < 0.5).tolist()
-    references = {number: ["dog runs"] for number in range(400)}
-    captions = {number: "dog runs" if right[number] else "dog sits" for number in range(400)}
+    dogs = ("dog", "hound")  # were all references the same, CIDEr would be 0
+    references = {number: [f"{dogs[number % 2]} runs"] for number in range(400)}
+    captions = {n: references[n][0] if right[n] else f"{dogs[n % 2]} sits" for n in range(400)}
     scores = {number: -0.1 - number / 4000 - (0 if right[number] else 1) for number in range(400)}
     found = assess(references, captions, scores, ["a"])["calibration"]
     # A bin in the middle may hold some of both; those beside it are pure.
     assert (found["confidences"][0], found["confidences"][-1]) == pytest.approx((0.5, 1.0))
     assert sum(row["captions"] for row in found["reliability"]) == 400
     assert found["error"] < 0.05
+    assert found["rank_correlation"] == pytest.approx(0.866, abs=0.01)  # √¾: CIDEr has two values, half each

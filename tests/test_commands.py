@@ -19,7 +19,7 @@ import train_captioner
 import train_encoder
 from captioner import Captioner, captioner_from_state
 from scoring.attention_sheet import attention_sheet
-from scoring.calibration import Calibration
+from scoring.calibration import Calibration, sureness
 from scoring.metrics import score
 from support import interrupts
 from tests.captioner_cases import random_captioner
@@ -274,13 +274,19 @@ def test_confidence_is_measured_by_evaluation_and_shown_for_the_same_search_only
     caption.main(shown[0])
     output = capsys.readouterr()
     (result,) = json.loads(output.out)
-    expected = Calibration(points["scores"], points["confidences"])(result["mean_log_probability"])
+    captioner = caption.load_captioner(checkpoint)
+    [[best, *_]] = captioner.decode(captioner.transform(Image.new("RGB", (40, 30), "blue"))[None])
+    expected = Calibration(points["scores"], points["confidences"])(sureness(best.token_log_probabilities))
     assert result["confidence"] == expected
     assert output.err.count("\n") == 1, "only the first line, which names device and sizes"
     caption.main(shown[0][:2] + shown[0][3:])
     assert capsys.readouterr().out.endswith(f"  (confidence {expected:.2f})\n")
     caption.main(shown[1])
     assert json.loads(capsys.readouterr().out)[0]["confidence"] is None
+
+    monkeypatch.setattr("evaluate_captioner.sureness", lambda log_probabilities: -0.5)
+    evaluated(paths, checkpoint)
+    assert json.loads(checkpoint.with_name("checkpoint1_calibration.json").read_text())["scores"] == [-0.5]
 
 
 def test_the_best_captions_come_with_their_scores_best_first(trained, tmp_path, capsys):

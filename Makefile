@@ -8,13 +8,12 @@
 # make bench         ours beside its peers: ORIGINAL=DIR names a checkout of the original, PICTURES=DIR photographs
 # make gpu           all that needs a GPU, in nine minutes; RUN=python3 takes the system's Python, with no .venv
 # make lint          what CI checks before them
-# Each sets up .venv, .venv-oldest or .venv-app by itself.
+# Each sets up .venv, or .venv-oldest, by itself.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
-APP := .venv-app
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 .PHONY: sample verify app photographs named-data test test-oldest faults bench gpu lint clean
@@ -32,13 +31,6 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.
 		-r requirements-oldest.txt -r /dev/stdin
 	touch $@
 
-# Every pin of the run time but that of Pillow, of which gradio wants an older one.
-$(APP)/.installed: requirements.txt requirements-app.txt
-	$(PYTHON) -m venv $(APP)
-	grep -vE '^pillow\b' requirements.txt | \
-		$(APP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -r /dev/stdin
-	touch $@
-
 sample: $(VENV)/.installed
 	$(RUN) process_coco.py --sample
 	$(RUN) train_encoder.py --sample
@@ -49,8 +41,9 @@ sample: $(VENV)/.installed
 verify: $(VENV)/.installed
 	$(RUN) verify.py
 
-app: $(APP)/.installed
-	$(APP)/bin/python app.py
+app: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
+	$(RUN) app.py
 
 # DATA is a data root, such as `python process_coco.py --own FLICKR8K` makes.  RECIPE: h100, or a folder of two YAML
 # files.  Each stage goes on with -c last once it has a checkpoint, and one that is done ends at once.

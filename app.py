@@ -1,7 +1,7 @@
 """A page to try a captioner in the browser: drop or photograph an image.
 
     make app                                                   the weights that ship, at http://127.0.0.1:7860
-    .venv-app/bin/python app.py -c last --host 0.0.0.0         a captioner of your own, shown to the network
+    .venv/bin/python app.py -c last --host 0.0.0.0             a captioner of your own, shown to the network
 
 It needs no data set and asks nothing of the network.  While it runs, uploads are deleted within two hours.
 """

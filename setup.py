@@ -1,7 +1,8 @@
 """What pyproject.toml leaves open for `pip install -e .[dev]` and `uv sync`: modules and required versions.
 
 The requirements files are the one source of versions: requirements.txt is what an install needs, and each
-requirements-NAME.txt is the extra NAME.  setuptools cannot read them by itself, for they begin with `-r`.
+requirements-NAME.txt but that of the oldest torch is the extra NAME.  setuptools cannot read them by itself,
+for they begin with `-r`.
 """
 
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-NOT_EXTRAS = {"oldest", "app"}  # another torch or Pillow instead of ours, not something besides
 
 
 def requirements(path: Path) -> list[str]:
@@ -22,5 +22,5 @@ extras = {path.stem.partition("-")[2]: path for path in sorted(ROOT.glob("requir
 setup(
     py_modules=sorted(path.stem for path in ROOT.glob("*.py") if path.name != "setup.py"),
     install_requires=requirements(ROOT / "requirements.txt"),
-    extras_require={name: requirements(path) for name, path in extras.items() if name not in NOT_EXTRAS},
+    extras_require={name: requirements(path) for name, path in extras.items() if name != "oldest"},
 )

@@ -64,7 +64,7 @@ def test_an_install_brings_the_versions_of_the_requirements_files(metadata):
     wanted = {(None, pin) for pin in pins("requirements.txt")}
     for path in ROOT.glob("requirements-*.txt"):
         extra = path.stem.removeprefix("requirements-")
-        wanted |= {(extra, pin) for pin in pins(path.name) if extra not in ("oldest", "app")}
+        wanted |= {(extra, pin) for pin in pins(path.name) if extra != "oldest"}
     found = set()
     for requirement in map(Requirement, metadata.get_all("Requires-Dist")):
         extra = re.fullmatch('extra == "(.+)"', str(requirement.marker or ""))

@@ -11,6 +11,7 @@ from tests.training_cases import ROOT
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
 DOCUMENTS = (
     "README.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/README.md", "code_snippets.ipynb", "results.ipynb",
+    "weights/examples/README.md",
     "docs/many_gpus.md", "docs/own_data.md", "docs/recipes.md", "docs/reliability.md",
 )  # fmt: skip
 

@@ -31,7 +31,7 @@ from image_captioner import (
     random_masking,
 )
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
-from own_data.images_only import add_images_options, require_one_source
+from own_data.images_only import add_images_options, open_images, require_one_source
 from paths import paths_from_options
 from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
 from support import command_line, distributed
@@ -77,7 +77,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     """One run from the options of the command line to the last checkpoint."""
     # 1. Hyperparameters, device, checkpoint
 
-    run = open_run(options, paths_from_options(options), MaeConfig, require_auto_encoder, device)
+    paths = paths_from_options(options)
+    run = open_run(options, paths, MaeConfig, require_auto_encoder, device, open_data=open_images)
     config = run.config
     if run.is_complete(options.epochs):
         return

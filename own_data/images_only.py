@@ -123,6 +123,13 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def open_images(options: argparse.Namespace, paths: dict[str, Path]) -> CocoData:
+    """The images of `--images`, or else a data root."""
+    if options.images:
+        return ImageFolders.find(paths, options.images, options.val_fraction)
+    return CocoData.open(paths, options.split_file)
+
+
 def require_one_source(options: argparse.Namespace) -> None:
     """Raises UsageError where `--images` stands beside another source of images, or is missing."""
     for name in ("sample", "data", "split_file"):

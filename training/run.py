@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 
 from coco.data import CocoData
 from coco.split_file import require_same_split
-from own_data.images_only import ImageFolders
 from support import devices, distributed
 from support.errors import UsageError
 from training import checkpoints
@@ -118,6 +117,11 @@ class Run(Generic[Config]):
             self.board = open_board(self.folder, self.checkpoint)
 
 
+def open_data_root(options: argparse.Namespace, paths: Mapping[str, Path]) -> CocoData:
+    """The data root that the options name."""
+    return CocoData.open(paths, options.split_file)
+
+
 def open_run(
     options: argparse.Namespace,
     paths: Mapping[str, Path],
@@ -125,6 +129,7 @@ def open_run(
     require_model: Callable[[Path, dict[str, Any]], object],
     device: torch.device,
     loaded: tuple[Path, dict[str, Any]] | None = None,
+    open_data: Callable[[argparse.Namespace, Mapping[str, Path]], CocoData] = open_data_root,
 ) -> Run[Config]:
     """Reads all that a run starts from, and makes the device repeatable and fast.  No file is changed.
 
@@ -135,6 +140,7 @@ def open_run(
         require_model: raises UsageError unless a checkpoint's weights have the sizes that it claims.
         device: for the model.
         loaded: the checkpoint and its file, if they are not simply what `-c` names in the stage's folder.
+        open_data: finds the data that the options name.
 
     Raises:
         UsageError: checkpoint, configuration and data do not fit together.
@@ -160,13 +166,6 @@ def open_run(
     devices.set_fast_float32()
     devices.make_repeatable(device)
     return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
-
-
-def open_data(options: argparse.Namespace, paths: Mapping[str, Path]) -> CocoData:
-    """The data that the options name: the images of `train_encoder.py --images`, else a data root."""
-    if getattr(options, "images", None):
-        return ImageFolders.find(paths, options.images, options.val_fraction)
-    return CocoData.open(paths, options.split_file)
 
 
 def require_same_images(checkpoint: dict[str, Any], data: CocoData) -> None:

@@ -41,14 +41,14 @@ def random_captioner(num_beams: int = 2) -> Captioner:
     return captioner_from_state(random_state(num_beams), torch.device("cpu"))
 
 
-def save_random_captioner(path: Path) -> None:
-    """The same as a checkpoint, as if one epoch had been trained."""
+def save_random_captioner(path: Path, **options: Any) -> None:
+    """The same as a checkpoint, as if one epoch had been trained; options are those of `random_state`."""
     counts = ("step", "updates", "bad_steps", "skipped", "unreadable")
     rest = {
         "schema": checkpoints.SCHEMA, "stage": "captioner", "from_scratch": True, "optimizer": {},
         "scaler": {}, "samples": 6, "progress": {"epoch": 1, "history": [], **dict.fromkeys(counts, 0)},
     }  # fmt: skip
-    checkpoints.save(path, random_state() | rest)
+    checkpoints.save(path, random_state(**options) | rest)
 
 
 def save_shipped(root: Path, saved_in: torch.dtype = torch.float16, **changes: Any) -> Path:
@@ -62,17 +62,18 @@ def save_shipped(root: Path, saved_in: torch.dtype = torch.float16, **changes: A
     return path
 
 
-def random_state(num_beams: int = 2) -> dict[str, Any]:
-    """What of a captioner's checkpoint makes the captioner."""
+def random_state(num_beams: int = 2, tie_embeddings: bool = False, **changes: Any) -> dict[str, Any]:
+    """What of a captioner's checkpoint makes the captioner; `changes` are those of its stacks."""
+    stack = STACK | changes
     tokenizer = train_tokenizer(TEXTS, 320)
     contents = {
         "config": {
-            "vocabulary_size": 5000, "decoder": STACK, "context_length": 24, "tie_embeddings": False,
+            "vocabulary_size": 5000, "decoder": stack, "context_length": 24, "tie_embeddings": tie_embeddings,
             "num_beams": num_beams, "length_alpha": 0.8, "precision": "float32",
         },
-        "encoder": {"image_size": 32, "patch_size": 8, "encoder": STACK, "decoder": STACK},
+        "encoder": {"image_size": 32, "patch_size": 8, "encoder": stack, "decoder": stack},
         "tokenizer": tokenizer.to_str(),
     }  # fmt: skip
     torch.manual_seed(1)
-    model = random_model(tokenizer.get_vocab_size(), 24)
+    model = random_model(tokenizer.get_vocab_size(), 24, tie_embeddings=tie_embeddings, **changes)
     return contents | {"model": model.state_dict()}

@@ -1,13 +1,27 @@
-"""What export.py writes: it captions as the checkpoint does, and its reader trusts it no more than that."""
+"""What export.py writes captions as the checkpoint does, and other libraries read it.
 
+Tests of an extra's format are skipped without it: `pip install -r requirements-export.txt`, and transformers
+and timm for two of them.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
+import caption
 import evaluate_captioner
 import export
 import train_captioner
 from captioner import load_captioner
-from tests.captioner_cases import save_random_captioner
+from image_transforms import normalize
+from tests.captioner_cases import TEXTS, save_random_captioner
 from tests.training_cases import ONE_LAYER, ended, train_captions, train_mae, write_config
 from training import checkpoints
 
@@ -61,3 +75,218 @@ def test_the_checkpoint_itself_is_never_overwritten(tmp_path, capsys):
     assert (code, message.count("\n")) == (2, 1)
     assert "itself" in message
     assert path.read_bytes() == before
+
+
+# --- the folder ---
+
+
+def extra(package: str) -> None:
+    pytest.importorskip(package, reason=f"{package} is an extra of export.py's tests")
+
+
+def exported(folder: Path, *flags: str, **options) -> tuple[Path, Path]:
+    """A random captioner's checkpoint, and what export.py made of it."""
+    save_random_captioner(folder / "checkpoint1.pt", **options)
+    export.main(["-c", str(folder / "checkpoint1.pt"), *flags, str(folder / "taken")])
+    return folder / "checkpoint1.pt", folder / "taken"
+
+
+def drawn(count: int) -> list[Image.Image]:
+    noise = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
+
+
+def code_in(card: Path, package: str) -> str:
+    """The block of Python in a card that imports a package."""
+    blocks = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    return next(code for code in blocks if f"import {package}" in code or f"from {package}" in code)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_captions_as_its_checkpoint(tied, tmp_path, capsys):
+    extra("safetensors")
+    path, folder = exported(tmp_path, tie_embeddings=tied)
+    ours, theirs = load_captioner(folder).model.state_dict(), load_captioner(path).model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for file, picture in zip(files, drawn(3)):
+        picture.save(file)
+    capsys.readouterr()
+    lines = [caption.main(["-c", str(place), *files]) or capsys.readouterr().out for place in (path, folder)]
+    assert lines[0] == lines[1]
+    assert lines[0].count("\n") == 3
+
+
+def test_a_card_quotes_the_evaluation_of_this_checkpoint_alone(trained, tmp_path, capsys):
+    extra("safetensors")
+    data, path = trained
+    evaluate_captioner.main(["-c", str(path), "--data", str(data)])
+    figures = json.loads(path.with_name("checkpoint1_val_results_metrics.json").read_text())
+    export.main(["-c", str(path), "--trained-on", "flickr8k", str(tmp_path / "taken")])
+    _, front, text = (tmp_path / "taken" / "README.md").read_text().split("---\n", 2)
+    front = yaml.safe_load(front)
+    assert (front["language"], front["pipeline_tag"], front["datasets"]) == (
+        "en",
+        "image-to-text",
+        ["flickr8k"],
+    )
+    quoted = {m["name"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
+    assert quoted == {name: round(100 * value, 2) for name, value in figures["metrics"].items()}
+    assert figures["signature"] in text
+    assert "non-commercial" in text
+    assert f"| 1 | {checkpoints.load(path)['progress']['history'][0]['train_loss']:.4f} |" in text
+
+    other, metrics = tmp_path / "other.pt", path.with_name("checkpoint1_val_results_metrics.json")
+    save_random_captioner(other)
+    code, message = ended(export.main, "-c", other, "--metrics", metrics, tmp_path / "no", capsys=capsys)
+    assert (code, message.count("\n")) == (2, 1)
+
+
+def test_without_safetensors_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    save_random_captioner(tmp_path / "checkpoint1.pt")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    calls = (
+        (export.main, "-c", tmp_path / "checkpoint1.pt", tmp_path / "new"),
+        (caption.main, "-c", tmp_path / "taken", tmp_path / "picture.png"),
+    )
+    Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
+    for call in calls:
+        code, message = ended(*call, capsys=capsys)
+        assert (code, message.count("\n")) == (2, 1), message
+        assert "requirements-export.txt" in message
+
+
+def test_a_hostile_folder_is_one_line(tmp_path, capsys):
+    extra("safetensors")
+    from safetensors.torch import load_file, save_file
+
+    _, folder = exported(tmp_path)
+    drawn(1)[0].save(tmp_path / "picture.png")
+    weights, config = (
+        load_file(folder / "model.safetensors"),
+        json.loads((folder / "config.json").read_text()),
+    )
+    name, good = next(iter(weights)), {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def with_weight(value: torch.Tensor) -> bytes:
+        save_file(weights | {name: value}, tmp_path / "bad")
+        return (tmp_path / "bad").read_bytes()
+
+    def with_config(*keys: str, value: object) -> bytes:
+        changed = json.loads(json.dumps(config))
+        part = changed
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+        return json.dumps(changed).encode()
+
+    whole = good["model.safetensors"]
+    header = b'{"x":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}'
+    bad = {
+        "model.safetensors": [
+            b"", whole[:-9], whole[:50], b"\xff" * 8 + whole[8:], None,
+            len(header).to_bytes(8, "little") + header + b"0000",
+            with_weight(torch.zeros(7)),
+            with_weight(weights[name].to(torch.int64)),
+            with_weight(weights[name].to(torch.float8_e4m3fn)),
+        ],
+        "config.json": [
+            b"{", b"[]", b"{}", b"[" * 100_000, b"\xff", b" " * (1 << 26) + b"{}",
+            with_config("schema", value=2), with_config("schema", value=[1]),
+            with_config("stage", value="encoder"), with_config("config", value=7),
+            with_config("config", "decoder", "num_layers", value=10**9),
+            with_config("config", "context_length", value=10**9),
+            with_config("encoder", "image_size", value=10**9),
+            with_config("progress", value={}),
+            with_config("split_file", value={"train": [10**30]}),
+            with_config("split_file", value="mine.json"),
+        ],
+        "tokenizer.json": [b"", b"{}", b"\xff", None],
+    }  # fmt: skip
+    for file, contents in bad.items():
+        for number, content in enumerate(contents):
+            for each, data in good.items():
+                (folder / each).write_bytes(data)
+            (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+            call = (caption.main, "-c", folder, tmp_path / "picture.png")
+            code, message = ended(*call, capsys=capsys)
+            assert (code, message.count("\n")) == (2, 1), (file, number, message)
+            assert "taken" in message, (file, number, message)
+
+
+# --- other libraries ---
+
+
+def test_transformers_reads_the_tokenizer(tmp_path):
+    extra("safetensors")
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra of this test")
+    from tokenizers import Tokenizer
+
+    path, folder = exported(tmp_path)
+    ours = load_captioner(path).tokenizer
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert isinstance(theirs, transformers.PreTrainedTokenizerFast)
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
+    for text in {*TEXTS, "A Café, naïve!", "  two   blanks ", "日本語 🐕"}:
+        ids = ours.encode(text).ids
+        assert alone.encode(text).ids == ids
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids, skip_special_tokens=True) == alone.decode(ids) == ours.decode(ids)
+
+
+def test_timm_computes_the_same_features_by_the_code_in_the_card(tmp_path, monkeypatch):
+    extra("safetensors")
+    extra("timm")
+    path, folder = exported(tmp_path, "--encoder", pre_norm=True)
+    encoder = load_captioner(path).model.encoder.eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():  # no norm and no bias at its start
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    save = {name: weight.contiguous() for name, weight in encoder.state_dict().items()}
+    export.hub_folder.save_weights(folder / "model.safetensors", save)
+    monkeypatch.chdir(folder)
+    scope: dict = {}
+    exec(code_in(folder / "README.md", "timm"), scope)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        features = scope["model"].forward_features(images)
+        torch.testing.assert_close(features, encoder(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.timeout(600)  # the exporter alone takes half a minute
+def test_onnxruntime_captions_word_for_word_by_the_code_in_the_card(tmp_path, monkeypatch):
+    extra("safetensors")
+    extra("onnxscript")
+    extra("onnxruntime")
+    path, folder = exported(tmp_path, "--onnx", pre_norm=True, tie_embeddings=True, value_size=6)
+    captioner = load_captioner(path)
+    captioner.options = type(captioner.options)(24, 1, 0.8)
+    pictures = drawn(10)
+    monkeypatch.chdir(folder)
+    scope: dict = {}
+    exec(code_in(folder / "README.md", "onnxruntime"), scope)
+    written = [scope["caption"](captioner.transform(picture)[None].numpy()) for picture in pictures]
+    decoded = captioner.decode(torch.stack([captioner.transform(picture) for picture in pictures]))
+    assert written == [captioner.tokenizer.decode(best.tokens) for (best,) in decoded]
+    assert len(set(written)) > 1
+
+    # Several sequences at once, as a beam search has them.
+    images = torch.stack([captioner.transform(picture) for picture in pictures])
+    memory = scope["encoder"].run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        model = captioner.model
+        wanted = model(normalize(images), torch.full((10, 1), scope["START"]))[:, 0]
+    past = [np.zeros((*m.shape[:3], 0, m.shape[4]), m.dtype) for m in memory]
+    inputs = dict(zip(["past_keys", "past_values", "memory_keys", "memory_values"], [*past, *memory]))
+    logits, *_ = scope["decoder"].run(None, inputs | {"token": np.full((10, 1), scope["START"])})
+    torch.testing.assert_close(torch.from_numpy(logits), wanted, rtol=1e-4, atol=1e-4)

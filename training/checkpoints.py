@@ -27,7 +27,9 @@ from typing import Any, BinaryIO
 import torch
 
 from support.errors import RunError, UsageError
+from support.files import digest as file_digest
 from support.files import replacing
+from training import hub_folder
 from training.contents import require_parts
 
 SCHEMA = 1
@@ -82,7 +84,7 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     The tensors are on the CPU and mapped from the file: read when used; changing one leaves the file alone.
 
     Args:
-        path: the file.
+        path: the file, or a folder that export.py wrote.
         stage: "encoder" or "captioner" where only that will do; its parts must then all be there.
 
     Raises:
@@ -91,6 +93,8 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     """
     require_torch()
     path = Path(path)
+    if hub_folder.is_hub_folder(path):
+        return _of_this_version(path, hub_folder.load(path), stage)
     if not os.path.isfile(path):
         raise UsageError(f"{path}: no such checkpoint; {_listed(path.parent)}")
     try:
@@ -113,10 +117,15 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
         raise DamagedCheckpointError(
             f"{path}: damaged, or no checkpoint: {reason}; take another, or `last`"
         ) from error
+    return _of_this_version(path, state, stage)
 
-    if state["schema"] != SCHEMA:
+
+def _of_this_version(path: Path, state: dict[str, Any], stage: str | None) -> dict[str, Any]:
+    """The state, if it has this schema and is of that stage, with its parts by today's names."""
+    if state.get("schema") != SCHEMA:
+        found = f"{state.get('schema')!r:.40}"
         raise UsageError(
-            f"{path}: schema {state['schema']}, but this version reads {SCHEMA}; use the one that wrote it"
+            f"{path}: schema {found}, but this version reads {SCHEMA}; use the one that wrote it"
         )
     if stage not in (None, state["stage"]):
         raise UsageError(f"{path}: a checkpoint of the {state['stage']}, but one of the {stage} is needed")
@@ -129,7 +138,12 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 that a sound checkpoint carries: it names the contents, whatever the file is called."""
+    """The SHA-256 that a sound checkpoint carries: it names the contents, whatever the file is called.
+
+    Of a folder in the hub's layout, that of its weights.
+    """
+    if path.is_dir():
+        return file_digest(path / hub_folder.WEIGHTS)
     with open(path, "rb") as file:
         file.seek(-64, os.SEEK_END)
         return file.read().decode("ascii")
@@ -165,6 +179,8 @@ def existing(folder: Path) -> list[Path]:
 def load_named(folder: Path, wanted: str, stage: str | None = None) -> tuple[Path, dict[str, Any]]:
     """Loads what `-c` or `-p` names: a path, a bare name such as `checkpoint12.pt` in `folder`, or `last`.
 
+    A path may be that of a folder that export.py wrote.
+
     `last` is the newest sound one: a damaged one is passed over with a warning.  One named outright never is.
     `FOLDER/last` is that of another folder.
 
@@ -175,7 +191,8 @@ def load_named(folder: Path, wanted: str, stage: str | None = None) -> tuple[Pat
         folder, wanted = Path(wanted).parent, "last"
     if wanted != "last":
         inside = Path(folder, wanted)
-        path = Path(wanted) if os.path.isfile(wanted) and not os.path.isfile(inside) else inside
+        named = os.path.isfile(wanted) or hub_folder.is_hub_folder(Path(wanted))
+        path = Path(wanted) if named and not os.path.isfile(inside) else inside
         return path, load(path, stage)
     for path in reversed(existing(folder)):
         try:

@@ -17,6 +17,7 @@ from support.errors import UsageError
 
 PARTS = {"config": dict, "model": dict, "optimizer": dict, "scaler": dict, "progress": dict, "samples": int}
 MORE_PARTS = {"encoder": {}, "captioner": {"encoder": dict, "tokenizer": str, "from_scratch": bool}}
+FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # of weights
 COUNTS = ("epoch", "step", "updates", "bad_steps", "skipped", "unreadable")  # of the progress
 LARGEST_COUNT = 1 << 53  # beyond it a float does not count exactly
 REBUILDING = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError)
@@ -34,6 +35,8 @@ def require_parts(path: Path, state: Mapping[str, Any]) -> None:
     for name, weight in state["model"].items():
         if not isinstance(name, str) or not isinstance(weight, torch.Tensor):
             raise _unsound(path, f"its model holds {name!r:.40}, which is no weight")
+        if weight.dtype not in FORMATS:
+            raise _unsound(path, f"its weight {name!r:.80} is of {weight.dtype}, no ordinary floating point")
     split = state.get("split_file")
     kinds = {"name": str, "sha256": str, "train": torch.Tensor}
     if split is not None and not (

@@ -41,7 +41,7 @@ class DecoderLayer(nn.Module):
 
         def attend_to_memory(y: Tensor) -> Tensor:
             keys, values = self.cross_attention.project(memory) if cache is None else cache.memory
-            queries = y.reshape(len(keys), -1, y.shape[2])  # (B, C·T, D): sequences of one memory, end to end
+            queries = y.reshape(keys.shape[0], -1, y.shape[2])  # (B, C·T, D): those of one memory, end to end
             return self.cross_attention(queries, keys, values, weights=cross_weights).view_as(y)
 
         x = self.self_attention_residual(x, attend_to_self)

@@ -19,7 +19,6 @@ RECORDS = ROOT / "records"
 NO_RESULTS = (
     "(95 %)", "Python 3.11", "CC BY 2.0", "between 20 and 100 %", "each 0.7 of",
 )  # fmt: skip
-COMING = {"--encoder", "--onnx"}  # in README before they are on main
 RESULT = re.compile(r"\d[\d,]*\.\d+|\d[\d,]*(?=\s(?:images/s|pairs/s|ms|minutes?|hours?|%|×))")
 
 
@@ -181,11 +180,13 @@ def test_every_command_and_option_is_there(monkeypatch):
     text = "\n".join(page.read_text() for page in pages)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
+    (extras,) = re.findall(r"pip install -e \.\[([\w,]+)\]", text)
+    assert all((ROOT / f"requirements-{extra}.txt").exists() for extra in extras.split(","))
     commands = re.findall(r"python (\w+)\.py([^`#\n]*)", text)
     assert len(commands) > 15
     for script, arguments in commands:
         known = parser_of(SCRIPTS[script], monkeypatch)._option_string_actions
-        assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", arguments)) <= known.keys() | COMING, (
+        assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", arguments)) <= known.keys(), (
             script,
             arguments,
         )

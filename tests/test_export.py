@@ -195,7 +195,7 @@ def test_a_hostile_folder_is_one_line(tmp_path, capsys):
             with_weight(weights[name].to(torch.float8_e4m3fn)),
         ],
         "config.json": [
-            b"{", b"[]", b"{}", b"[" * 100_000, b"\xff", b" " * (1 << 26) + b"{}",
+            b"{", b"[]", b"{}", b"[" * 100_000, b"\xff", b" " * (1 << 26) + good["config.json"],
             with_config("schema", value=2), with_config("schema", value=[1]),
             with_config("stage", value="encoder"), with_config("config", value=7),
             with_config("config", "decoder", "num_layers", value=10**9),

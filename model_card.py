@@ -22,6 +22,11 @@ TERMS = {
     "None of them is part of this folder.",
     "sample": "Images and captions drawn by the project's own sample_coco.py, under its license, MIT.",
 }
+LICENSES = {  # of the weights: the code's, unless the data's terms allow less; of unknown data none is said
+    "coco": {"license": "mit"},
+    "flickr8k": {"license": "other", "license_name": "research-and-education-only"},
+    "sample": {"license": "mit"},
+}
 UNKNOWN = "The checkpoint does not name its data: name them here, with their terms, before you publish."
 HISTORY = {"train_loss": "train loss", "val_loss": "val loss", "bleu4": "BLEU-4", "cider": "CIDEr"}
 SCORES = ("bleu4", "cider")  # fractions, shown times 100
@@ -29,8 +34,8 @@ SCORES = ("bleu4", "cider")  # fractions, shown times 100
 
 def front_matter(task: str, trained_on: str | None, evaluation: Mapping[str, Any] | None) -> str:
     """YAML for the hub; without what is not known."""
-    fields: dict[str, Any] = {"language": "en"} if trained_on else {}
-    fields |= {"license": "mit", "library_name": "pytorch", "pipeline_tag": task}
+    fields: dict[str, Any] = {"language": "en", **LICENSES[trained_on]} if trained_on else {}
+    fields |= {"library_name": "pytorch", "pipeline_tag": task}
     fields["tags"] = ["image-captioning", "vision-transformer", "masked-autoencoder", "trained-from-scratch"]
     fields |= {"datasets": [trained_on]} if trained_on else {}
     if evaluation:

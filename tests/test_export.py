@@ -21,6 +21,7 @@ import export
 import train_captioner
 from captioner import load_captioner
 from image_transforms import normalize
+from model_card import TERMS, front_matter
 from tests.captioner_cases import TEXTS, save_random_captioner
 from tests.training_cases import ONE_LAYER, ended, train_captions, train_mae, write_config
 from training import checkpoints
@@ -141,6 +142,13 @@ def test_a_card_quotes_the_evaluation_of_this_checkpoint_alone(trained, tmp_path
     save_random_captioner(other)
     code, message = ended(export.main, "-c", other, "--metrics", metrics, tmp_path / "no", capsys=capsys)
     assert (code, message.count("\n")) == (2, 1)
+
+
+def test_a_card_gives_no_more_license_than_the_data_do():
+    licenses = [yaml.safe_load(front_matter("t", data, None)).get("license") for data in (*TERMS, None)]
+    assert dict(zip([*TERMS, None], licenses)) == {
+        "coco": "mit", "flickr8k": "other", "sample": "mit", None: None,
+    }  # fmt: skip
 
 
 def test_without_safetensors_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):

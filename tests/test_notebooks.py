@@ -59,7 +59,7 @@ def executed(root: Path, name: str, change: tuple[str, str] | None = None) -> st
 def test_a_notebook_runs_from_top_to_bottom_on_the_sample(name, checkout):
     printed = executed(checkout, name)
     expected = {
-        "code_snippets": ["30 pairs; images (4, 3, 64, 64)", "4 pictures;", "9 pictures; ", "output (2, 5, "],
+        "code_snippets": ["30 pairs; images (4, 3, 64, 64)", "4 images;", "9 images; ", "output (2, 5, "],
         "results": ["BLEU-4 "],
     }
     assert all(text in printed for text in expected[name]), printed

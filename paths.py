@@ -44,9 +44,10 @@ def locations(
         "captioner_checkpoints": checkpoints / "captioner",
         "self_critical_checkpoints": checkpoints / "self_critical",
         "process_coco": ROOT / "process_coco.py",
-        "weights": ROOT / "weights" / "captioner.pt",  # these three ship with the code, whatever the data
+        "weights": ROOT / "weights" / "captioner.pt",  # these four ship with the code, whatever the data
         "verification": ROOT / "weights" / "verify.json",
         "example_images": ROOT / "weights" / "examples",
+        "records": ROOT / "records",  # figures as runs left them: sample, photographs, benchmarks
         "sample": SAMPLE,
         "sample_recipe": SAMPLE_RECIPE,
         "sample_stamp": data / "sample.json",

@@ -11,7 +11,8 @@ from tests.training_cases import ROOT
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
 DOCUMENTS = (
     "README.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/README.md", "code_snippets.ipynb", "results.ipynb",
-    "weights/examples/README.md", "model_cards/captioner.md", "model_cards/encoder.md", "model_cards/onnx.md",
+    "weights/README.md", "weights/examples/README.md",
+    "model_cards/captioner.md", "model_cards/encoder.md", "model_cards/onnx.md",
     "docs/many_gpus.md", "docs/own_data.md", "docs/recipes.md", "docs/reliability.md",
 )  # fmt: skip
 

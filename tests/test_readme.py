@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from model_card import metrics_in_words
 from tests.test_flags import SCRIPTS, parser_of
 from tests.training_cases import ROOT
+from training import checkpoints
 
 README = ROOT / "README.md"
 RECORDS = ROOT / "records"
@@ -62,6 +64,7 @@ def recorded_rate(work: str, images: str) -> float:
 
 def quotes() -> list[tuple[str, list[float]]]:
     """README's words around its figures, and these: `#` is a figure, `…` anything within a table's cell."""
+    stage, val = record("photographs/self_critical_val"), record("photographs/val")
     mae_hours = 90 * 241_690 / recorded_rate("MAE step", "64 images") / 3600
     flops = recorded_rate("MAE step", "64 images") * 41.6e9  # a second; of an image, benchmarks/README.md
     captioner_hours = 1.83e18 / flops / 3600  # captioner_config.yaml
@@ -74,7 +77,7 @@ def quotes() -> list[tuple[str, list[float]]]:
             [
                 *scores("photographs"),
                 minutes("photographs", "encoder"),
-                minutes("photographs", "captioner", "self_critical"),
+                minutes("photographs", "captioner"),
             ],
         ),
         (
@@ -84,6 +87,10 @@ def quotes() -> list[tuple[str, list[float]]]:
         (
             "**not run here** | – | #, # | #, # | an estimated # hours of an H100, # dollars at 3 an hour |",
             [*published("constant_caption"), *published("human"), h := mae_hours + captioner_hours, 3 * h],
+        ),
+        (
+            "came to a CIDEr of # with the same BLEU-4, but with # different words instead of #.",
+            [100 * stage["metrics"]["CIDEr"], stage["captions"]["words"], val["captions"]["words"]],
         ),
         ("original that this project re-creates has BLEU-4 # and CIDEr #.", published("original")),
         ("(https://github.com/Bukunmi2108/capit)) has # and #.", published("capit")),
@@ -151,6 +158,15 @@ def test_no_figure_stands_there_without_a_record():
         text = text.replace(phrase, "")
     text = re.sub(r"\]\([^)]*\)", "]", text[: text.index("## What is promised")])
     assert RESULT.findall(text) == []
+
+
+def test_the_card_of_the_weights_says_what_their_evaluation_found():
+    card, val = (ROOT / "weights" / "README.md").read_text(), record("photographs/val")
+    assert metrics_in_words(val) in card
+    assert checkpoints.digest(ROOT / "weights" / "captioner.pt")[:12] in val["signature"]
+    statistics = val["captions"]
+    assert f"{statistics['distinct']} different sentences, of {statistics['words']} different words" in card
+    assert f"rank correlation of {val['calibration']['rank_correlation']:.2f}" in card
 
 
 def test_the_promises_figures_are_those_of_the_long_table():

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import app
 import caption
 import evaluate_captioner
+import export
 import process_coco
 import sample_coco
 import train_captioner
 import train_encoder
+import verify
 from coco import inventory
 from coco.data import CocoData
 from coco_loader import CaptFirstDataset, ImageOnlyDataset
@@ -195,8 +198,11 @@ def test_a_captioner_of_other_data_is_measured_on_these(tmp_path, monkeypatch):
 
 
 OPTION = r"(?<![\w-])--?[a-z][a-z_-]*"
-OF_OTHERS = {"--shm-size", "--ipc", "--nproc_per_node", "-n"}  # docker, torchrun, srun
-SCRIPTS = [process_coco, sample_coco, train_encoder, train_captioner, evaluate_captioner, caption]
+OF_OTHERS = {"--shm-size", "--ipc", "--nproc_per_node", "-n", "-r"}  # docker, torchrun, srun, pip
+SCRIPTS = [
+    process_coco, sample_coco, train_encoder, train_captioner, evaluate_captioner, caption, app, export,
+    verify,
+]  # fmt: skip
 
 
 def test_every_option_that_an_error_names_is_one_of_a_script(capsys):

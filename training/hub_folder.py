@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from coco.tokenizer import EOS, PAD, SOS, UNK
 from support.errors import UsageError
 from support.files import replacing, write_json
 from training.contents import require_parts
@@ -59,6 +58,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         UsageError: safetensors is not installed.
     """
+    from coco.tokenizer import EOS, PAD, SOS, UNK  # here, for pre-training loads no tokenizer
+
     weights = {name: weight.contiguous() for name, weight in state["model"].items()}
     if state["config"]["tie_embeddings"]:
         del weights[PROJECTION]

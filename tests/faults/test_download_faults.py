@@ -102,8 +102,9 @@ def killed_after(seconds: float, action: Callable[[], None]) -> bool:
 
 def test_downloads_killed_50_times_lose_a_chunk_at_most(server: HostileServer, tmp_path: Path) -> None:
     draw = random.Random(4)
-    kills = 0
-    for number in range(10):
+    kills = number = 0
+    while number < 10 or kills < 50:  # a busy machine finishes more of them before they are killed
+        number += 1
         target = tmp_path / f"{number}.zip"
         part = target.with_name(target.name + ".part")
 
@@ -127,7 +128,6 @@ def test_downloads_killed_50_times_lose_a_chunk_at_most(server: HostileServer, t
             assert server.ranges == ([f"bytes={have}-"] if have else [None])
         assert target.read_bytes() == CONTENT
     print(f"{kills} downloads killed, all completed")
-    assert kills >= 50
 
 
 def counting_kill(number: int) -> None:

@@ -89,4 +89,4 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(APP) data/sample checkpoints/sample .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) data/sample checkpoints/sample .pytest_cache .ruff_cache

@@ -129,7 +129,7 @@ class Captioner:
         tokens gets their mean.
 
         Args:
-            image: of whatever size and mode, or (3, h, w) uint8.
+            picture: of whatever size and mode, or (3, h, w) uint8.
             caption: a text, or a hypothesis, whose own pieces are then taken.
 
         Raises:

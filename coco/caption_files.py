@@ -103,7 +103,7 @@ def caption_structures(split: str, where: Mapping[str, Path], pictures: list[int
     Args:
         split: train or val.
         where: the file locations.
-        images: ids of the images that are there, ascending; where none is, the caption file says which.
+        pictures: ids of the images that are there, ascending; where none is, the caption file says which.
 
     Returns:
         The image ids; `(image_id, [captions])` for each of them; `{"caption": [ids], "image_id": id}` for

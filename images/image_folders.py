@@ -3,6 +3,7 @@
 Of COCO's: how many images, how large, and why one of them cannot be read.
 """
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from images.image_files import HEIC_SUFFIXES, JPEG_START, describe_error, jpeg_i
 if TYPE_CHECKING:
     from PIL import Image
 
+VAL_FRACTION = 0.1  # of the images of a folder that go to val, where nothing says which
 ENDING = re.compile(r"\.\w{1,8}")
 LISTED = 6  # endings of names; rarer ones are counted and not listed
 HIDDEN, HEIC, FOLDER, LINK, CLOSED = "hidden", "HEIC", "folder", "link", "closed"
@@ -96,6 +98,16 @@ def in_words(left_out: Counter[str]) -> str:
         if left_out[reason]:
             parts.append(f"{left_out[reason]:,} {one if left_out[reason] == 1 else many}{advice}")
     return f"left out {', '.join(parts)}" if parts else ""
+
+
+def by_hash(name: str) -> float:
+    """A number in [0, 1) that follows from a name alone: dealt to val by it, images stay when more come."""
+    return int(hash_of(f"split {name}")[:13], 16) / 16**13
+
+
+def hash_of(text: str) -> str:
+    """The SHA-256 of a name that need not be Unicode, in hexadecimal digits."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 # COCO's names: the id in twelve digits, more where the id has more

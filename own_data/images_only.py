@@ -20,12 +20,9 @@ import torch
 from torch import Tensor
 
 from coco.data import CocoData, Ragged
-from images.image_folders import in_words, walk
-from own_data.reading import OwnData, by_hash
+from images.image_folders import VAL_FRACTION, by_hash, in_words, walk
 from support import command_line, distributed
 from support.errors import UsageError, printable
-
-VAL_FRACTION = OwnData._field_defaults["val_fraction"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,7 +7,6 @@ decides, so that the order does not count and an image that is added moves no ot
 An image that is of two splits belongs to the more careful one: test before val, val before train.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from coco.caption_files import LONGEST_CAPTION
 from images.image_files import HEIC_SUFFIXES, suffixes
+from images.image_folders import VAL_FRACTION, by_hash, hash_of
 from own_data.caption_formats import SUFFIXES, CaptionFile, read_caption_file, read_split_list
 from own_data.caption_tables import split_of_folder, split_of_name
 from own_data.folder_index import FolderIndex
@@ -29,7 +29,7 @@ class OwnData(NamedTuple):
     """What `process_coco.py --own` was asked for."""
 
     folder: Path  # of images and captions; nothing in it is changed
-    val_fraction: float = 0.1  # of the images that go to val, where nothing says which
+    val_fraction: float = VAL_FRACTION  # of the images that go to val, where nothing says which
     copy: bool = False  # copy the images; else they are linked
     caption_files: Sequence[str] = ()  # in the folder; none: all that are found
     caption_column: str | None = None  # in tables; None: the one that is known by its name
@@ -81,15 +81,6 @@ def report(what: str, names: Iterable[str]) -> None:
     if names:
         shown = ", ".join(name.encode(errors="backslashreplace").decode() for name in names[:5])
         print(f"own data: {len(names):,} {what}: {shown}{' ...' * (len(names) > 5)}")
-
-
-def by_hash(name: str) -> float:
-    """A number in [0, 1) that follows from a name alone."""
-    return int(_hash(f"split {name}")[:13], 16) / 16**13
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------ captions
@@ -297,7 +288,7 @@ def _number(images: dict[str, Image]) -> None:
     taken: dict[int, str] = {}
     for name, image in sorted(images.items()):
         (own_id,) = image.ids if unique and image.ids else [None]
-        made = MADE_IDS[int(_hash(f"id {name}"), 16) % len(MADE_IDS)]
+        made = MADE_IDS[int(hash_of(f"id {name}"), 16) % len(MADE_IDS)]
         image.image_id = made if own_id is None else own_id
         first = taken.setdefault(image.image_id, name)
         if first != name:

@@ -51,7 +51,7 @@ def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tens
     """The sheet of one image and its caption.
 
     Args:
-        image: what the maps cover, RGB, square.
+        picture: what the maps cover, RGB, square.
         words: of the caption.
         maps: (words, h, w), where the model looked for each word; not negative.
 

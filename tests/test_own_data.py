@@ -15,9 +15,9 @@ import process_coco
 import train_captioner
 import train_encoder
 from coco.inventory import Inventory
+from images.image_folders import by_hash
 from own_data import data_root
 from own_data.folder_index import FolderIndex
-from own_data.reading import by_hash
 from paths import locations
 from process_coco import main
 from support.files import read_json

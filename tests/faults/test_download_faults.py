@@ -108,9 +108,6 @@ def test_downloads_killed_50_times_lose_a_chunk_at_most(server: HostileServer, t
         target = tmp_path / f"{number}.zip"
         part = target.with_name(target.name + ".part")
 
-        def fetch(target: Path = target) -> None:
-            download(server.url, target)
-
         for _ in range(8):
             before = part.stat().st_size if part.exists() else 0
             server.script = [slowly]

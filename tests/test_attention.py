@@ -76,6 +76,28 @@ def test_multi_head_attention_equals_torch():
     torch.testing.assert_close(weights[0], expected_weights, rtol=0, atol=1e-10)
 
 
+def test_one_product_gives_what_three_projections_do():
+    attention = MultiHeadAttention(HIDDEN, HEADS, KEY_SIZE, VALUE_SIZE).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
+    projections = (attention.query_projection, attention.key_projection, attention.value_projection)
+    x = draw(BATCH, KEYS, HIDDEN).requires_grad_()
+    together = attention.project_all(x)
+    weights = [draw(*part.shape) for part in together]
+    sum((part * weight).sum() for part, weight in zip(together, weights)).backward()
+    learned = [p.grad for projection in projections for p in projection.parameters()] + [x.grad]
+    attention.zero_grad()
+    x.grad = None
+    one_by_one = [projection(x).unflatten(2, (HEADS, -1)).transpose(1, 2) for projection in projections]
+    sum((part * weight).sum() for part, weight in zip(one_by_one, weights)).backward()
+    expected = [p.grad for projection in projections for p in projection.parameters()] + [x.grad]
+    for ours, theirs in zip([*together, *learned], [*one_by_one, *expected], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for ours, theirs in zip(attention.project_all(x), one_by_one, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_the_formula_is_for_training_in_bfloat16_on_a_cpu_alone(monkeypatch):
     """There the backward pass of torch's kernel costs more than the formula; elsewhere it is faster."""
     kernel, calls = F.scaled_dot_product_attention, []

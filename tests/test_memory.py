@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import platform
+import subprocess
 import sys
 
 import pytest
 import torch
 
+from paths import ROOT
 from support import memory
 from support.memory import SharedBytes
 
@@ -82,3 +85,34 @@ def test_they_last_while_somebody_has_them_open_and_then_are_gone():
     assert seen[1] == other.bytes[1] == 7
     assert not os.path.exists(path)
     torch.testing.assert_close(other.bytes, seen)
+
+
+FAULTS_OF_LATER_BLOCKS = """
+import resource, torch
+from support import memory
+if {keep}:
+    memory.keep_freed()
+for step in range(10):
+    if step == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in (2**23, 2**24):  # 32 and 64 MiB, 24,576 pages of 4 KiB together
+        block = torch.ones(size)
+        del block
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="whose mallopt it is")
+def test_what_is_freed_is_not_fetched_from_the_system_again():
+    """By default all pages of a large block come anew."""
+    faults = {
+        keep: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS_OF_LATER_BLOCKS.format(keep=keep)],
+                capture_output=True, text=True, check=True, cwd=ROOT,
+            ).stdout
+        )
+        for keep in (False, True)
+    }  # fmt: skip
+    assert faults[False] > 100  # far fewer than 122,880 where the system hands out huge pages
+    assert faults[True] < faults[False] / 10

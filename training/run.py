@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from coco.data import CocoData
 from coco.split_file import require_same_split
-from support import devices, distributed
+from support import devices, distributed, memory
 from support.errors import UsageError
 from training import checkpoints
 from training.config import Config, in_mid_epoch, run_config, saved_config
@@ -165,6 +165,7 @@ def open_run(
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
     devices.make_repeatable(device)
+    memory.keep_freed()
     return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
 
 

@@ -4,12 +4,13 @@ Shapes: B batch, T queries, S keys, H heads, D hidden, M memory width, k key siz
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transformer_components.sublayers import Linear
+from transformer_components.sublayers import Linear, project_jointly
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
@@ -31,7 +32,8 @@ def scaled_dot_product_attention(
     Returns:
         The attended values (..., T, v), and the weights (..., T, S), each row of which sums to 1.
     """
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
+    # Divided before the product, which is the same, and k numbers a row in place of S.
+    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1)  # (..., T, S)
@@ -90,11 +92,23 @@ class MultiHeadAttention(nn.Module):
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The keys (B, H, S, k) and values (B, H, S, v) of what is looked at, memory (B, S, M)."""
-        return self._split(self.key_projection(memory)), self._split(self.value_projection(memory))
+        keys, values = project_jointly(memory, self.key_projection, self.value_projection)
+        return self._split(keys), self._split(values)
 
-    def forward(
+    def project_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (B, H, T, k), values (B, H, T, v) of what looks at itself, x (B, T, D)."""
+        query, keys, values = project_jointly(
+            x, self.query_projection, self.key_projection, self.value_projection
+        )
+        return self._split(query), self._split(keys), self._split(values)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+        """Attention of the queries that x (B, T, D) makes; for all else see `attend`."""
+        return self.attend(self._split(self.query_projection(x)), keys, values, **options)
+
+    def attend(
         self,
-        x: Tensor,
+        query: Tensor,
         keys: Tensor,
         values: Tensor,
         mask: Tensor | None = None,
@@ -103,7 +117,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """
         Args:
-            x: (B, T, D), what the queries are made of.
+            query: (B, H, T, k).
             keys: (B, H, S, k) from `project`.
             values: (B, H, S, v) from `project`.
             mask: bool, broadcast to (B, H, T, S), True where a query may look.  None: everywhere.
@@ -115,11 +129,11 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (B, T, D).
         """
-        query = self._split(self.query_projection(x))  # (B, H, T, k)
-        if weights is None and fused_kernel_is_right(x.device) and fused_is_faster(query):
+        device = query.device
+        if weights is None and fused_kernel_is_right(device) and fused_is_faster(query):
             heads = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=is_causal)
         else:
-            mask = causal_mask(x.shape[1], x.device) if is_causal else mask
+            mask = causal_mask(query.shape[2], device) if is_causal else mask
             heads, attended = scaled_dot_product_attention(query, keys, values, mask)  # (B, H, T, v)
             if weights is not None:
                 weights.append(attended)

@@ -34,10 +34,10 @@ class DecoderLayer(nn.Module):
         """(B, T, D) to (B, T, D); see `TransformerDecoder.forward`.  `mask` comes with the cache."""
 
         def attend_to_self(y: Tensor) -> Tensor:
-            keys, values = self.self_attention.project(y)
+            query, keys, values = self.self_attention.project_all(y)
             if cache is None:
-                return self.self_attention(y, keys, values, is_causal=True)
-            return self.self_attention(y, *cache.append(keys, values), mask=mask)
+                return self.self_attention.attend(query, keys, values, is_causal=True)
+            return self.self_attention.attend(query, *cache.append(keys, values), mask=mask)
 
         def attend_to_memory(y: Tensor) -> Tensor:
             keys, values = self.cross_attention.project(memory) if cache is None else cache.memory

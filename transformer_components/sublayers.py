@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D hidden.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,6 +59,26 @@ class Linear(nn.Linear):
             return super().forward(x)
         flipped = torch.addmm(self.bias[:, None], self.weight, x.reshape(rows, -1).t())  # (out, rows)
         return flipped.t().contiguous().view(*x.shape[:-1], -1)
+
+
+def project_jointly(x: Tensor, *projections: nn.Linear) -> Sequence[Tensor]:
+    """What several projections make of x, in training by one product with their weights side by side.
+
+    x is cast once instead of once for each of them, also on the way back, and the matrix to work on is
+    larger.  In decoding x has few rows, and laying the weights side by side would take longer than that.
+
+    Args:
+        x: (..., in_features).
+        projections: of that many features.
+
+    Returns:
+        Of each, (..., its out_features).
+    """
+    if not torch.is_grad_enabled():
+        return [projection(x) for projection in projections]
+    weight = torch.cat([projection.weight for projection in projections])
+    bias = torch.cat([projection.bias for projection in projections])
+    return F.linear(x, weight, bias).split([projection.out_features for projection in projections], dim=-1)
 
 
 class FeedForward(nn.Module):

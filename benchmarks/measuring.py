@@ -42,6 +42,7 @@ class Setting:
     transformers: bool = False  # whether that library is there to be measured
     pictures: Path | None = None  # a folder of photographs; None leaves their loading out
     data: Path | None = None  # a processed data root; None leaves out what trains on one
+    peers_alone: bool = False  # ours left out, and with it what our scripts do to their whole process
     rehearse: bool = False  # only build and call everything, so that what is compiled lies in torch's cache
 
     @property
@@ -110,6 +111,8 @@ def compare(
     Returns:
         A row for each that can run; why another cannot goes to stderr, and to `failures`.
     """
+    if setting.peers_alone:
+        contestants = contestants[1:]
     warm_up = warm_up or (WARM_UP_ON_GPU if setting.on_gpu else WARM_UP)
     runs, peaks, able = [], [], []
     for contestant in contestants:
@@ -140,7 +143,7 @@ def compare(
     for contestant, times, peak_bytes in zip(able, seconds, peaks):
         middle = statistics.median(times)
         ratio = None  # to the first, if that ran
-        if able[0] is contestants[0] is not contestant:
+        if able[0] is contestants[0] is not contestant and not setting.peers_alone:
             ratio = statistics.median(theirs / our for theirs, our in zip(times, seconds[0]))
         rows.append(
             Row(

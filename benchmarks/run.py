@@ -57,6 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--curves", action="store_true", help="the curves instead of the table")
     parser.add_argument("--quick", action="store_true", help="toys, to see whether everything runs")
     parser.add_argument(
+        "--peers-alone",
+        action="store_true",
+        help="without ours, whose scripts keep the memory they free",
+    )
+    parser.add_argument(
         "--rehearse", action="store_true", help="measure nothing: fill the compiler's cache for the next call"
     )
     parser.add_argument("--repeats", type=command_line.positive_int, default=5, help="rounds (default: 5)")
@@ -99,6 +104,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
             huggingface.is_installed(),
             options.pictures,
             options.data,
+            options.peers_alone,
             options.rehearse,
         )
         for device in chosen

@@ -19,6 +19,7 @@ from benchmarks.measuring import Contestant, Row, Setting, compare
 from benchmarks.peers import huggingface, original
 from coco_samples import CaptionBatch, ImageBatch
 from image_captioner import ImageAutoEncoder, build_captioner
+from support import memory
 from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unfreeze
 from train_encoder import MaeConfig, reconstruction_loss
 from training.config import TrainingConfig
@@ -150,6 +151,7 @@ def step(
     They are the `lag`, after how many more steps a step's report is read, by default as in `Trainer`; and
     where batches come from, by default the same one again and again.
     """
+    memory.keep_freed()  # of this process, so the peers gain as much; see --peers-alone
     count = len(batch.images)
     config = replace(config, batch_size=count)
     schedule, scaler = warmup_then_cosine(config), gradient_scaler(config, setting.device)

@@ -1,5 +1,6 @@
 """The benchmark harness: what it makes of the times it takes."""
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -29,6 +30,12 @@ def test_a_rows_figures_are_medians_over_rounds_and_its_ratio_is_taken_round_by_
     assert (ours.rate, ours.spread, ours.rounds, ours.ratio) == (6, (3, 12), 3, None)
     assert (peer.rate, peer.spread, peer.ratio) == (2, (1.5, 4), 3)
     assert (ours.mfu, peer.mfu) == (pytest.approx(0.25), pytest.approx(50 / 6 / 100))
+
+
+def test_peers_alone_are_without_ours_and_without_a_ratio():
+    contestants = [Contestant(name, lambda: lambda: None) for name in ("ours", "peer", "another")]
+    rows = compare(dataclasses.replace(CPU, peers_alone=True), "", "", "", 1, contestants)
+    assert [(row.contestant, row.ratio) for row in rows] == [("peer", None), ("another", None)]
 
 
 def test_contestants_take_turns_in_an_order_that_turns_around():

@@ -52,9 +52,10 @@ def keep_freed() -> None:
     """Has this process keep the memory that it frees, for what it allocates next.
 
     By default glibc maps a large block from the system and hands it back when it is freed, so a training step
-    on a CPU spends a fifth of its time on fresh pages, which the system fills with zeros.  On two cores of a
-    Xeon with AMX a step of 64 images and 320 captions of recipes/photographs took 1.60 s, and 1.24 s with
-    this; a search gains nothing.  Other C libraries are left as they are.
+    on a CPU spends up to a fifth of its time on fresh pages, which the system fills with zeros.  On two cores
+    of a Xeon with AMX one step of 64 images and 320 captions of recipes/photographs, repeated, took 1.63 s,
+    and 1.22 s with this; a whole training gains less, a search nothing (LOG.md, 2026-11-27).  Other C
+    libraries are left as they are.
     """
     if sys.platform != "linux":
         return

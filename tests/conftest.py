@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from images.image_folders import image_name
 from paths import locations
-from support import interrupts
+from support import interrupts, memory
 
 # Tests run side by side; two processes with a thread for each core mostly wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -40,6 +40,12 @@ def signals_as_they_were() -> Iterator[None]:
     for signum, handler in before.items():
         signal.signal(signum, handler)
     interrupts._received = None
+
+
+@pytest.fixture(autouse=True)
+def memory_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training called in this process would have it keep memory for good; test_memory.py tries that."""
+    monkeypatch.setattr(memory, "keep_freed", lambda: None)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from coco.data import CocoData
 from coco_loader import LoaderOptions, get_coco_loader
 from image_captioner import ImageAutoEncoder, resize_positions
 from image_transforms import TrainingTransform
-from support import interrupts
+from support import interrupts, memory
 from support.configuration import config_from_dict
 from support.errors import RunError, UsageError
 from tests.training_cases import (
@@ -108,6 +108,14 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
     whole, parts = state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage)
     whole["config"].pop("num_workers"), parts["config"].pop("num_workers")
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("stage", ["encoder", "captioner"])
+def test_a_training_keeps_the_memory_that_it_frees(run, stage, monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append(stage))
+    run(stage, "out", "--epochs", "1")
+    assert calls
 
 
 @pytest.mark.parametrize("stage", ["encoder", "captioner"])

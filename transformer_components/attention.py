@@ -4,7 +4,6 @@ Shapes: B batch, T queries, S keys, H heads, D hidden, M memory width, k key siz
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +101,18 @@ class MultiHeadAttention(nn.Module):
         )
         return self._split(query), self._split(keys), self._split(values)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
         """Attention of the queries that x (B, T, D) makes; for all else see `attend`."""
-        return self.attend(self._split(self.query_projection(x)), keys, values, **options)
+        query = self._split(self.query_projection(x))  # (B, H, T, k)
+        return self.attend(query, keys, values, mask, is_causal, weights)
 
     def attend(
         self,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from support.configuration import positive
 from support.devices import without_autocast
@@ -178,19 +177,6 @@ def grid_positions(num_patches: int, size: int) -> Tensor:
     row = torch.arange(num_patches) // side
     column = torch.arange(num_patches) % side
     return torch.cat([sinusoids(row, size - size // 2), sinusoids(column, size // 2)], dim=1)
-
-
-def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
-    """The positions (N', D) of a square grid for one of another number of patches: (num_patches, D).
-
-    Interpolated by a cubic, as a ViT's usually are (Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.2):
-    so a ViT that was taught on small images goes on with larger ones.
-    """
-    old, new = math.isqrt(len(positions)), math.isqrt(num_patches)
-    if old == new:
-        return positions
-    grid = positions.T.unflatten(1, (old, old))[None]  # (1, D, h', w')
-    return F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 class PatchEmbedding(nn.Module):

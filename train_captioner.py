@@ -13,7 +13,7 @@ At the end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, all
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, 
 from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
 from coco_samples import CaptionBatch
 from evaluate_captioner import EvaluationConfig, caption_split, require_references, score_captions, scoring_of
-from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder, resize_positions
+from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
 from paths import paths_from_options
@@ -60,8 +60,6 @@ class CaptionerConfig(CaptioningConfig, EvaluationConfig, TrainingConfig):
     STAGE, FILE, SHAPE = "captioner", "captioner_config", CaptionerShape
     EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "captions_per_image", "length_buckets")
 
-    # Pixels, height and width; null: as the encoder was pre-trained.  Its positions are interpolated.
-    image_size: int | None = positive()
     # Captions per image in a batch; 1: plain (image, caption) pairs; more: each image is encoded once.
     captions_per_image: int = bounded(at_least=1, at_most=1000)
     length_buckets: bool  # batches of captions of similar length: less padding, less variety
@@ -235,24 +233,12 @@ def choose_encoder(
     if options.from_scratch:
         beside = options.config and options.config.with_name(run.paths["mae_config"].name)
         file = beside if beside and beside.is_file() else run.paths["mae_config"]
-        return at_size(load_config(file, MaeConfig), run.config.image_size), None
+        return load_config(file, MaeConfig), None
     path, pretrained = checkpoints.load_named(run.paths["encoder_checkpoints"], options.pretrained, "encoder")
     encoder = require_auto_encoder(path, pretrained)
     if distributed.is_main():
         warn_of_other_split(pretrained, run.data.split_file)
-    return at_size(encoder, run.config.image_size), pretrained
-
-
-def at_size(encoder: AutoEncoderShape, image_size: int | None) -> AutoEncoderShape:
-    """The encoder for images of another size, if one is named.
-
-    Raises:
-        UsageError: its patches do not fill them.
-    """
-    try:
-        return replace(encoder, image_size=image_size or encoder.image_size)
-    except ValueError as error:
-        raise UsageError(f"image_size of the captioner's configuration: {error}") from error
+    return encoder, pretrained
 
 
 def choose_tokenizer(run: Run[CaptionerConfig]) -> Tokenizer:
@@ -323,13 +309,11 @@ def unfreeze(groups: list[dict[str, Any]], count: int) -> None:
 
 
 def load_encoder(encoder: ImageEncoder, auto_encoder: dict[str, torch.Tensor]) -> None:
-    """Takes the ViT's weights out of the state of an `ImageAutoEncoder`, also of one for smaller images."""
+    """Takes the ViT's weights out of the state of an `ImageAutoEncoder`."""
     prefix = "encoder."
     weights = {
         name.removeprefix(prefix): value for name, value in auto_encoder.items() if name.startswith(prefix)
     }
-    positions = "patch_embedding.positions"
-    weights[positions] = resize_positions(weights[positions], len(encoder.patch_embedding.positions))
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:

@@ -22,7 +22,6 @@ from image_captioner import (
     normalize_patches,
     patchify,
     random_masking,
-    resize_positions,
     select_patches,
     unnormalize_patches,
     unpatchify,
@@ -120,21 +119,6 @@ def test_positions_start_different_everywhere_and_alike_next_door():
     assert distances.fill_diagonal_(9.0).min() > 0.1
     assert distances[24, 25] < distances[24, 27]
     assert distances[24, 31] < distances[24, 45]
-
-
-@pytest.mark.parametrize("new", [6, 10, 12])
-def test_positions_of_a_finer_or_coarser_grid_lie_where_their_patches_do(new):
-    """Up to the cubic, which bends straight lines a little; at the edge it has no neighbours to go by."""
-
-    def places(side: int) -> torch.Tensor:
-        """Centres (side·side, 2) of the patches of an image of side 1, row and column."""
-        centres = (torch.arange(side) + 0.5) / side
-        return torch.cartesian_prod(centres, centres)
-
-    inner = ((places(new) - 0.5).abs() < 0.35).all(dim=1)
-    resized = resize_positions(places(8), new * new)
-    assert resized.shape == (new * new, 2)
-    torch.testing.assert_close(resized[inner], places(new)[inner], rtol=0, atol=0.0075)
 
 
 # Masks

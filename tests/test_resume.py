@@ -63,7 +63,6 @@ KEYS = {
         "context_length": (31, "always"),
         "decoder": (STACK, "always"),
         "tie_embeddings": (True, "always"),
-        "image_size": (64, "always"),
         "captions_per_image": (2, "within"),
         "length_buckets": (True, "within"),
         "label_smoothing": (0.2, None),

@@ -6,13 +6,12 @@ import multiprocessing
 
 import pytest
 import torch
-from PIL import Image
 
 import train_encoder
 from captioner import captioner_from_state
 from coco.data import CocoData
 from coco_loader import LoaderOptions, get_coco_loader
-from image_captioner import ImageAutoEncoder, resize_positions
+from image_captioner import ImageAutoEncoder
 from image_transforms import TrainingTransform
 from support import interrupts, memory
 from support.configuration import config_from_dict
@@ -359,28 +358,6 @@ def test_the_encoders_shape_comes_from_its_checkpoint(run, tmp_path):
     assert "encoder" not in state["config"]
 
 
-def test_a_captioner_may_see_larger_images_than_its_encoder_was_taught_on(run, tmp_path):
-    run("captioner", "out", "--epochs", "1", image_size=48)
-    run("captioner", "out", "-c", "last", "--epochs", "2", image_size=48)
-    state = state_of(tmp_path / "out", "captioner")
-    captioner = captioner_from_state(state, torch.device("cpu"))
-    assert (state["encoder"]["image_size"], captioner.transform.size) == (48, 48)
-    assert captioner.model.encoder.patch_embedding.positions.shape == (36, 16)
-    assert len(captioner.caption([Image.new("RGB", (60, 50))])) == 1
-
-
-def test_larger_images_begin_with_the_positions_of_smaller_ones_in_between(run, tmp_path):
-    taught = state_of(tmp_path / "first", "encoder")["model"]
-    kept = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "weight_decay": 0.0}
-    run("captioner", "out", "--epochs", "1", image_size=64, **kept)
-    model = state_of(tmp_path / "out", "captioner")["model"]
-    positions = taught["encoder.patch_embedding.positions"]
-    name = "encoder.patch_embedding.positions"
-    torch.testing.assert_close(model[name], resize_positions(positions, 64), rtol=0, atol=1e-6)
-    name = "encoder.patch_embedding.projection.weight"
-    torch.testing.assert_close(model[name], taught[name], rtol=0, atol=1e-6)
-
-
 def test_a_captioner_saved_before_it_kept_the_whole_autoencoders_shape_still_resumes(run, tmp_path):
     """Its encoder had three keys; a resume trains on to the same weights, and saves the form of today."""
     run("captioner", "whole", "--epochs", "2")
@@ -435,7 +412,6 @@ def test_the_middle_of_an_epoch_is_the_middle_of_that_data_only(run, monkeypatch
         ("encoder", {"crop_scale": [0.9, 0.2]}, "crop_scale: expected two numbers, the lesser first"),
         ("encoder", {"warmup_epochs": 4}, "warmup_epochs: 4.0 leaves nothing of total_epochs 4"),
         ("captioner", {"min_learning_rate": 0.1}, "min_learning_rate: 0.1 is above learning_rate 0.001"),
-        ("captioner", {"image_size": 44}, "image_size of the captioner.*: 8 does not divide image_size 44"),
         ("captioner", {"vocabulary_size": 9}, r"tokenizer.json has \d+ pieces, and vocabulary_size allows 9"),
     ],
 )

@@ -18,9 +18,8 @@ from support.configuration import (
 from support.devices import Precision
 from support.errors import UsageError
 
-# Keys that a resume must keep, beside those of the model: the first cuts the optimizer's groups, the
-# second is the size of a captioner's encoder.
-KEPT_KEYS = ("decay_matrices_only", "image_size")
+# Keys that a resume must keep, beside those of the model: the optimizer's groups are cut by them.
+GROUP_KEYS = ("decay_matrices_only",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,6 @@ LATER_KEYS = {
     "ema_decay": 0.0,
     "crops_per_image": 1,
     "drop_path": 0.0,
-    "image_size": None,
     "self_critical_epochs": 5,
     "self_critical_learning_rate": 1e-5,
     "self_critical_samples": 5,
@@ -131,7 +129,7 @@ def run_config(
     for key, was, now in _differences(config_to_dict(saved), config_to_dict(config)):
         section = key.partition(".")[0]
         said = f"--set {key}" if any(sets(change, key) for change in changes) else f"{named}: {key}"
-        if section in (*sizes, *KEPT_KEYS):
+        if section in (*sizes, *GROUP_KEYS):
             raise UsageError(
                 f"{said}: the checkpoint was trained with {was}, this says {now}; keep it, or start a new run"
             )

@@ -165,7 +165,8 @@ def open_run(
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
     devices.make_repeatable(device)
-    memory.keep_freed()
+    if device.type == "cpu":
+        memory.keep_freed()
     return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
 
 

@@ -111,11 +111,10 @@ def compare(
     Returns:
         A row for each that can run; why another cannot goes to stderr, and to `failures`.
     """
-    if setting.peers_alone:
-        contestants = contestants[1:]
+    competing = contestants[1:] if setting.peers_alone else contestants
     warm_up = warm_up or (WARM_UP_ON_GPU if setting.on_gpu else WARM_UP)
     runs, peaks, able = [], [], []
-    for contestant in contestants:
+    for contestant in competing:
         peak = PeakMemory(setting.device)
         try:
             run = contestant.build()
@@ -143,7 +142,7 @@ def compare(
     for contestant, times, peak_bytes in zip(able, seconds, peaks):
         middle = statistics.median(times)
         ratio = None  # to the first, if that ran
-        if able[0] is contestants[0] is not contestant and not setting.peers_alone:
+        if able[0] is contestants[0] is not contestant:
             ratio = statistics.median(theirs / our for theirs, our in zip(times, seconds[0]))
         rows.append(
             Row(

@@ -151,7 +151,7 @@ def step(
     They are the `lag`, after how many more steps a step's report is read, by default as in `Trainer`; and
     where batches come from, by default the same one again and again.
     """
-    memory.keep_freed()  # of this process, so the peers gain as much; see --peers-alone
+    memory.keep_freed(setting.device)  # of this process, so the peers gain as much; see --peers-alone
     count = len(batch.images)
     config = replace(config, batch_size=count)
     schedule, scaler = warmup_then_cosine(config), gradient_scaler(config, setting.device)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from support.errors import RunError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 MACHINE = Path("/proc/meminfo")
 GROUPS = Path("/sys/fs/cgroup")  # limits of a container
@@ -48,8 +48,8 @@ def available() -> int | None:
     return min(found, default=None)
 
 
-def keep_freed() -> None:
-    """Has this process keep the memory that it frees, for what it allocates next.
+def keep_freed(device: "device") -> None:
+    """Has this process keep the memory that it frees, for what it allocates next, if it trains on the CPU.
 
     By default glibc maps a large block from the system and hands it back when it is freed, so a training step
     on a CPU spends up to a fifth of its time on fresh pages, which the system fills with zeros.  On two cores
@@ -57,7 +57,7 @@ def keep_freed() -> None:
     and 1.22 s with this; a whole training gains less, a search nothing (LOG.md, 2026-11-27).  Other C
     libraries are left as they are.
     """
-    if sys.platform != "linux":
+    if device.type != "cpu" or sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

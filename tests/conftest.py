@@ -45,7 +45,7 @@ def signals_as_they_were() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def memory_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training called in this process would have it keep memory for good; test_memory.py tries that."""
-    monkeypatch.setattr(memory, "keep_freed", lambda: None)
+    monkeypatch.setattr(memory, "keep_freed", lambda device: None)
 
 
 @pytest.fixture

@@ -47,9 +47,9 @@ def test_both_paths_agree_with_free_head_sizes(how):
     assert values.shape == (BATCH, HEADS, KEYS, VALUE_SIZE)
     queries = KEYS if how == "causal" else QUERIES
     options = {"all": {}, "mask": {"mask": random_mask()}, "causal": {"is_causal": True}}[how]
-    x, weights = draw(BATCH, queries, HIDDEN), []
-    fast = attention(x, keys, values, **options)
-    explicit = attention(x, keys, values, **options, weights=weights)
+    query, weights = attention.project_queries(draw(BATCH, queries, HIDDEN)), []
+    fast = attention(query, keys, values, **options)
+    explicit = attention(query, keys, values, **options, weights=weights)
     assert fast.shape == (BATCH, queries, HIDDEN)
     assert [w.shape for w in weights] == [(BATCH, HEADS, queries, KEYS)]
     torch.testing.assert_close(fast, explicit, rtol=0, atol=1e-12)
@@ -70,7 +70,7 @@ def test_multi_head_attention_equals_torch():
             projection.bias.copy_(bias)
         ours.output_projection.load_state_dict(theirs.out_proj.state_dict())
     x, memory, weights = draw(BATCH, QUERIES, size), draw(BATCH, KEYS, MEMORY), []
-    output = ours(x, *ours.project(memory), weights=weights)
+    output = ours(ours.project_queries(x), *ours.project(memory), weights=weights)
     expected, expected_weights = theirs(x, memory, memory, average_attn_weights=False)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(weights[0], expected_weights, rtol=0, atol=1e-10)
@@ -108,7 +108,7 @@ def test_the_formula_is_for_training_in_bfloat16_on_a_cpu_alone(monkeypatch):
     x = torch.randn(BATCH, KEYS, HIDDEN)
 
     def attend() -> torch.Tensor:
-        return attention(x, *attention.project(x), is_causal=True)
+        return attention(attention.project_queries(x), *attention.project(x), is_causal=True)
 
     attend()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -131,9 +131,10 @@ def test_training_in_bfloat16_learns_what_float64_does(how):
     mask[..., 0] = True
     options = {"all": {}, "mask": {"mask": mask}, "causal": {"is_causal": True}}[how]
     with torch.autocast("cpu", torch.bfloat16):
-        output = attention(x, *attention.project(x), **options)
+        output = attention(attention.project_queries(x), *attention.project(x), **options)
     (output.float() * wanted).sum().backward()
-    expected = exact(x.double(), *exact.project(x.double()), **options)
+    y = x.double()
+    expected = exact(exact.project_queries(y), *exact.project(y), **options)
     (expected * wanted.double()).sum().backward()
     assert output.dtype is torch.bfloat16
     assert (output - expected).norm() < 0.03 * expected.norm()

@@ -185,10 +185,10 @@ def test_attention_does_without_the_fused_kernel_where_that_is_not_to_be_relied_
     x = torch.randn(3, 5, 16, dtype=torch.float64)
     mask = torch.rand(3, 1, 5, 5) > 0.4
     mask[..., 0] = True
-    fused = [layer(x, *layer.project(x), mask), layer(x, *layer.project(x), is_causal=True)]
+    fused = [layer(*layer.project_all(x), mask), layer(*layer.project_all(x), is_causal=True)]
     assert not module.fused_kernel_is_right(MPS)
     assert module.fused_kernel_is_right(CPU)
     monkeypatch.setattr(module, "fused_kernel_is_right", lambda _: False)
     monkeypatch.setattr(module.F, "scaled_dot_product_attention", None)
-    plain = [layer(x, *layer.project(x), mask), layer(x, *layer.project(x), is_causal=True)]
+    plain = [layer(*layer.project_all(x), mask), layer(*layer.project_all(x), is_causal=True)]
     torch.testing.assert_close(plain, fused, rtol=0, atol=1e-14)

@@ -91,7 +91,7 @@ FAULTS_OF_LATER_BLOCKS = """
 import resource, torch
 from support import memory
 if {keep}:
-    memory.keep_freed()
+    memory.keep_freed(torch.device("cpu"))
 for step in range(10):
     if step == 5:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

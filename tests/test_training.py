@@ -112,7 +112,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
 @pytest.mark.parametrize("stage", ["encoder", "captioner"])
 def test_a_training_keeps_the_memory_that_it_frees(run, stage, monkeypatch):
     calls = []
-    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append(stage))
+    monkeypatch.setattr(memory, "keep_freed", lambda device: calls.append(stage))
     run(stage, "out", "--epochs", "1")
     assert calls
 

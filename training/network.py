@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from support import distributed
 from support.errors import RunError
 
-# torch.compile's backend, by the type of device; on a CPU, compiling takes longer than it saves.
+# torch.compile's backend, by the type of device; on a CPU compiled steps are slower (LOG.md, 2026-11-27).
 BACKENDS = {"cuda": "inductor"}
 OLDEST_COMPILED = (7, 0)  # compute capability: Triton makes no kernels for a GPU before Volta
 

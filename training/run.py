@@ -165,8 +165,7 @@ def open_run(
     torch.manual_seed(config.seed)
     devices.set_fast_float32()
     devices.make_repeatable(device)
-    if device.type == "cpu":
-        memory.keep_freed()
+    memory.keep_freed(device)
     return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
 
 

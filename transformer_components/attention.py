@@ -67,7 +67,8 @@ class MultiHeadAttention(nn.Module):
     """Several attentions side by side, each in a subspace of its own (section 3.2.2).
 
     Keys and values are projected by a call of their own, `project`, so that a decoder can keep them from
-    one step to the next and, for the memory of a source, compute them once for all its beams.
+    one step to the next and, for the memory of a source, compute them once for all its beams.  What looks at
+    itself projects all three at once, by `project_all`.
     """
 
     def __init__(
@@ -89,6 +90,10 @@ class MultiHeadAttention(nn.Module):
         self.value_projection = Linear(memory_size, num_heads * value_size)
         self.output_projection = Linear(num_heads * value_size, hidden_size)
 
+    def project_queries(self, x: Tensor) -> Tensor:
+        """The queries (B, H, T, k) of what looks, x (B, T, D)."""
+        return self._split(self.query_projection(x))
+
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The keys (B, H, S, k) and values (B, H, S, v) of what is looked at, memory (B, S, M)."""
         keys, values = project_jointly(memory, self.key_projection, self.value_projection)
@@ -103,19 +108,6 @@ class MultiHeadAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None = None,
-        is_causal: bool = False,
-        weights: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Attention of the queries that x (B, T, D) makes; for all else see `attend`."""
-        query = self._split(self.query_projection(x))  # (B, H, T, k)
-        return self.attend(query, keys, values, mask, is_causal, weights)
-
-    def attend(
-        self,
         query: Tensor,
         keys: Tensor,
         values: Tensor,
@@ -125,7 +117,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """
         Args:
-            query: (B, H, T, k).
+            query: (B, H, T, k) from `project_queries`, or with the next two from `project_all`.
             keys: (B, H, S, k) from `project`.
             values: (B, H, S, v) from `project`.
             mask: bool, broadcast to (B, H, T, S), True where a query may look.  None: everywhere.

@@ -36,13 +36,14 @@ class DecoderLayer(nn.Module):
         def attend_to_self(y: Tensor) -> Tensor:
             query, keys, values = self.self_attention.project_all(y)
             if cache is None:
-                return self.self_attention.attend(query, keys, values, is_causal=True)
-            return self.self_attention.attend(query, *cache.append(keys, values), mask=mask)
+                return self.self_attention(query, keys, values, is_causal=True)
+            return self.self_attention(query, *cache.append(keys, values), mask=mask)
 
         def attend_to_memory(y: Tensor) -> Tensor:
             keys, values = self.cross_attention.project(memory) if cache is None else cache.memory
-            queries = y.reshape(keys.shape[0], -1, y.shape[2])  # (B, C·T, D): those of one memory, end to end
-            return self.cross_attention(queries, keys, values, weights=cross_weights).view_as(y)
+            rows = y.reshape(keys.shape[0], -1, y.shape[2])  # (B, C·T, D): those of one memory, end to end
+            query = self.cross_attention.project_queries(rows)
+            return self.cross_attention(query, keys, values, weights=cross_weights).view_as(y)
 
         x = self.self_attention_residual(x, attend_to_self)
         x = self.cross_attention_residual(x, attend_to_memory)

@@ -25,7 +25,7 @@ class EncoderLayer(nn.Module):
         """(B, S, D) to (B, S, D)."""
 
         def attend_to_self(y: Tensor) -> Tensor:
-            return self.self_attention.attend(*self.self_attention.project_all(y))
+            return self.self_attention(*self.self_attention.project_all(y))
 
         x = self.self_attention_residual(x, attend_to_self)
         return self.feedforward_residual(x, self.feedforward)

@@ -72,6 +72,8 @@ class CaptionerConfig(CaptioningConfig, EvaluationConfig, TrainingConfig):
     )  # learning rate of each group, relative to the group above it
     # Of the encoder's top layer, how often it is left out of a sample in training; 0 for the lowest layer.
     drop_path: float = bounded(at_least=0, below=1)
+    # Of an image's patches, the share that the encoder does not see in training, others each time.
+    patch_dropout: float = bounded(at_least=0, below=1)
     eval_freq: int = positive()  # epochs between two BLEU-4 scores
     # Of the self-critical stage, see self_critical.py
     self_critical_epochs: int = positive()
@@ -122,6 +124,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     if pretrained:
         load_encoder(captioner.model.encoder, pretrained["model"])
     set_drop_path(captioner.model.encoder.transformer.layers, config.drop_path)
+    captioner.model.encoder.patch_dropout = config.patch_dropout
     layer_decay = 1.0 if from_scratch else config.layer_decay
     groups = parameter_groups(captioner.model, config.learning_rate, layer_decay)
     optimizer = adamw(captioner.model, groups, config)

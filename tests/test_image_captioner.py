@@ -191,6 +191,31 @@ def test_masked_pixels_cannot_be_seen():
     assert not torch.isclose(model.encoder(images), model.encoder(changed)).all(dim=-1).any()
 
 
+@pytest.mark.parametrize(("rate", "seen"), [(0.5, 5), (0.75, 2), (0.99, 1), (0.01, 9)])
+def test_patch_dropout_shows_a_random_share_in_training_and_all_in_evaluation(rate, seen):
+    torch.manual_seed(0)
+    encoder, kept = ImageEncoder(shape()).train(), []
+    encoder.patch_dropout = rate
+    encoder.patch_embedding.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[1]))
+    images = draw_images(300)
+    features = encoder(images)
+    assert features.shape == (300, seen, 16)
+    (shown,) = kept
+    torch.testing.assert_close(features, encoder.eval()(images, shown))
+    assert all(len(set(row)) == seen for row in shown.tolist())  # none of them twice
+    shares = torch.bincount(shown.flatten(), minlength=PATCHES) / 300
+    torch.testing.assert_close(shares, torch.full((PATCHES,), seen / PATCHES), rtol=0, atol=0.12)  # 4 errors
+    everything = torch.arange(PATCHES).expand(300, -1)
+    torch.testing.assert_close(encoder(images), encoder(images, everything))
+
+
+def test_patch_dropout_leaves_the_masks_of_pre_training_alone():
+    model, (kept, masked) = autoencoder().train(), draw_masks(2)
+    expected = model(draw_images(2), kept, masked)
+    model.encoder.patch_dropout = 0.5
+    assert torch.equal(model(draw_images(2), kept, masked), expected)
+
+
 @pytest.mark.parametrize("encoder_size", [12, 16])
 def test_decoder_input_equals_a_loop(encoder_size):
     """Mask token everywhere, kept patches scattered over it, then the positions of all."""

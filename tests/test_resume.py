@@ -69,6 +69,7 @@ KEYS = {
         "unfreeze_start_epoch": (1, None),
         "layer_decay": (0.5, None),
         "drop_path": (0.3, None),
+        "patch_dropout": (0.5, None),
         "num_beams": (3, None),
         "length_alpha": (0.1, None),
         "eval_freq": (2, None),

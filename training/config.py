@@ -85,6 +85,7 @@ LATER_KEYS = {
     "ema_decay": 0.0,
     "crops_per_image": 1,
     "drop_path": 0.0,
+    "patch_dropout": 0.0,
     "self_critical_epochs": 5,
     "self_critical_learning_rate": 1e-5,
     "self_critical_samples": 5,

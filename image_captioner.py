@@ -217,7 +217,6 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, shape: AutoEncoderShape):
         super().__init__()
-        self.num_patches = shape.num_patches
         # The share of an image's patches that training leaves out, others each time, where no `kept` says
         # which: it spares time at little cost (Li et al. 2023, arXiv:2212.00794).
         self.patch_dropout = 0.0
@@ -231,8 +230,9 @@ class ImageEncoder(nn.Module):
         In training without `kept` they are those of a random share of the patches; see `patch_dropout`.
         """
         if kept is None and self.training and self.patch_dropout:
-            noise = torch.rand(len(images), self.num_patches, device=images.device)
-            unseen = min(round(self.num_patches * self.patch_dropout), self.num_patches - 1)
+            num_patches = len(self.patch_embedding.positions)
+            noise = torch.rand(len(images), num_patches, device=images.device)
+            unseen = min(round(num_patches * self.patch_dropout), num_patches - 1)
             kept = noise.argsort(dim=1)[:, unseen:]  # (B, K)
         return self.transformer(self.dropout(self.patch_embedding(images, kept)))
 

@@ -40,15 +40,15 @@ from support.files import write_json
 
 MINUTES = 9.0
 # Seconds that each part may take at most, of MINUTES; the last one takes what is left.
-LIMITS = {"tests": 150, "bench": 150, "steps": 75, "decoding": 60, "loading": 60, "speedrun": 540}
+LIMITS = {"tests": 145, "bench": 200, "steps": 75, "decoding": 50, "loading": 60, "speedrun": 540}
 SUBJECTS = {
-    "bench": ("training", "decoding"),
+    "bench": ("decoding", "training"),  # what is compiled comes last
     "steps": ("steps",),
     "decoding": ("search",),
     "loading": ("feeding",),
 }
-COMPILED = ("bench", "steps")  # what is compiled for these is compiled while the tests run
-TIME_TO_END = 20  # seconds between being asked to end and being killed: time for a checkpoint
+COMPILED = {"bench": "training", "steps": "steps"}  # subjects whose graphs are compiled while the tests run
+TIME_TO_END = 20  # seconds that the speedrun has to end before it is killed: time for a checkpoint
 LEAST = 15  # seconds; with less left, a part is not started
 
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         with rehearsals(options, Path(scratch)):
             for part in options.only:
                 left = 60 * options.minutes - (time.monotonic() - started)
-                limit = min(left - TIME_TO_END, LIMITS[part] * options.minutes / MINUTES)
+                limit = min(left - time_to_end(part), LIMITS[part] * options.minutes / MINUTES)
                 command = commands(part, options, data, Path(scratch))
                 if command is None:
                     report.say(f"{part}: not asked for: name a command with --speedrun")
@@ -163,7 +163,7 @@ def commands(part: str, options: argparse.Namespace, data: Path | None, scratch:
         ]
         how = [] if on_gpu else ["--toy"]
         if on_gpu and find_spec("xdist"):
-            how = ["-n", "6"]  # most of their time is the compiler's, on one core each
+            how = ["-n", "6", "--dist", "worksteal"]  # most of their time is the compiler's, on one core each
         junit = f"--junitxml={scratch / 'tests.xml'}"
         return [sys.executable, *found, junit, *how, "-vv", str(ROOT / "tests" / "cuda")]
     more = [] if on_gpu else ["--quick", "--repeats", "1"]
@@ -171,13 +171,13 @@ def commands(part: str, options: argparse.Namespace, data: Path | None, scratch:
         more += ["--original", str(options.original)]
     if data:
         more += ["--pictures", str(data / "photographs"), "--data", str(data / "data")]
-    return [*measure(part), *more, "--out", str(options.out / f"{part}.json")]
+    return [*measure(*SUBJECTS[part]), *more, "--out", str(options.out / f"{part}.json")]
 
 
-def measure(part: str) -> list[str]:
+def measure(*subjects: str) -> list[str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     script = str(ROOT / "benchmarks" / "run.py")
-    return [sys.executable, script, "--device", device, "--only", *SUBJECTS[part]]
+    return [sys.executable, script, "--device", device, "--only", *subjects]
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def rehearsals(options: argparse.Namespace, scratch: Path) -> Iterator[None]:
     begun = []
     if torch.cuda.is_available() and options.only[0] == "tests":
         for part in (name for name in COMPILED if name in options.only):
-            command = [*measure(part), "--rehearse", "--out", str(scratch / "rehearsal.json")]
+            command = [*measure(COMPILED[part]), "--rehearse", "--out", str(scratch / "rehearsal.json")]
             log = (scratch / f"{part}.log").open("w")
             begun.append(start(command, environment(options, None), stdout=log))
     options.rehearsals = begun
@@ -197,7 +197,7 @@ def rehearsals(options: argparse.Namespace, scratch: Path) -> Iterator[None]:
         yield
     finally:
         for process in begun:
-            end(process, signal.SIGKILL)
+            end(process)
 
 
 def end_rehearsals(options: argparse.Namespace, report: Report) -> None:
@@ -205,7 +205,7 @@ def end_rehearsals(options: argparse.Namespace, report: Report) -> None:
     for process in options.rehearsals:
         code = process.poll()
         report.say(f"compiling ahead: {'not finished' if code is None else f'exit code {code}'}")
-        end(process, signal.SIGKILL)
+        end(process)
     options.rehearsals = []
 
 
@@ -244,7 +244,7 @@ def run(
     except subprocess.TimeoutExpired:
         ended = "cut off"
     finally:
-        end(process, signal.SIGTERM)
+        end(process, time_to_end(part))
     reader.join(5)
     seconds = time.monotonic() - began
     report.say(f"{part}: {ended}, {seconds:.0f} s")
@@ -256,12 +256,18 @@ def pass_on(process: subprocess.Popen, report: Report) -> None:
         report.line(f"    {line.rstrip()}")
 
 
-def end(process: subprocess.Popen, how: signal.Signals) -> None:
-    """Ends a process and its children, those that do not obey by force."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, how)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(TIME_TO_END)
+def time_to_end(part: str) -> float:
+    """Seconds between asking a part to end and killing it; the others write their findings as they go."""
+    return TIME_TO_END if part == "speedrun" else 0
+
+
+def end(process: subprocess.Popen, patience: float = 0) -> None:
+    """Ends a process and its children by force, after so many seconds in which it may end by itself."""
+    if patience:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

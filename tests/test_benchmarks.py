@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import coco_samples
 from benchmarks import decoding, floor, loading, measuring, ranks, run, sizes, training
 from benchmarks.measuring import Contestant, Setting, compare, table
+from benchmarks.peers import original
 from image_transforms import load_image
 from paths import locations
 from support.errors import RunError
@@ -186,3 +189,34 @@ def test_without_photographs_loading_is_left_out_and_a_folder_without_is_refused
 def test_a_folder_that_is_no_checkout_of_the_original_is_refused(tmp_path):
     with pytest.raises(run.UsageError, match="no image_captioner"):
         run.main(["--original", str(tmp_path), "--out", str(tmp_path / "x.json")])
+
+
+WHEEL = """
+from torch import nn
+class TransformerEncoderDecoder(nn.Module):
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.decoder = decoder
+"""
+MODELS = """
+from torch import nn
+def ImageEncoder(*_): return nn.Module()
+class CaptionDecoder(nn.Module):
+    def __init__(self, vocabulary, *_):
+        super().__init__()
+        self.project = nn.Linear(1, vocabulary)
+"""
+
+
+def test_the_package_of_the_original_is_found_in_its_wheel_whatever_is_measured_first(tmp_path, monkeypatch):
+    package = "transformer_components_michaelkosmider"
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with zipfile.ZipFile(tmp_path / "one-0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{package}/__init__.py", WHEEL)
+    (tmp_path / "image_captioner.py").write_text(MODELS)
+    setting = dataclasses.replace(CPU, quick=True, original=tmp_path)
+    config, mae = sizes.captioner_config(setting), sizes.mae_config(setting)
+    search = original.beam_search(setting, config, mae, sizes.random_images(setting, 1), 3, 1)
+    assert callable(search.build())
+    monkeypatch.delitem(sys.modules, package)

@@ -30,18 +30,26 @@ def script(tmp_path, monkeypatch):
 
 
 def test_a_part_that_fails_or_hangs_is_reported_and_the_next_one_runs(script, tmp_path, monkeypatch, capsys):
-    """The one that hangs does not even obey SIGTERM."""
+    """The one that hangs would not obey SIGTERM, and is not asked: it has no checkpoint to write."""
     monkeypatch.setitem(gpu.LIMITS, "bench", 5)
+    monkeypatch.setattr(gpu, "TIME_TO_END", 60)
     programs = {"tests": "print('one'); exit(3)", "bench": STUBBORN, "steps": "print('three')"}
     with pytest.raises(SystemExit, match="1"):
         script(programs)
     found = json.loads((tmp_path / "found" / "gpu.json").read_text())["parts"]
     ended = {"tests": "failed (exit code 3)", "bench": "cut off", "steps": "done"}
     assert {part["part"]: part["ended"] for part in found} == ended
+    assert all(part["seconds"] < 30 for part in found)
     text = (tmp_path / "found" / "gpu.txt").read_text()
     assert text == capsys.readouterr().out
     for line in ("no GPU here: every part runs on the CPU, with toys", "    one", "    begun", "    three"):
         assert line in text.replace("[    0 s] ", "").splitlines()
+
+
+def test_the_speedrun_has_time_for_a_checkpoint_when_its_time_is_over(script, tmp_path):
+    program = "import signal, time; signal.signal(15, lambda *_: print('saved') or exit()); time.sleep(99)"
+    script({"speedrun": program}, "--minutes", "0.06")
+    assert "    saved" in (tmp_path / "found" / "gpu.txt").read_text().splitlines()
 
 
 def test_a_part_has_no_more_time_than_is_left(script, monkeypatch):

@@ -13,7 +13,7 @@ def run(make_tiny_coco, tmp_path):
     paths = make_tiny_coco(train=12, val=3, unlabeled=4)
     return stage_runner(
         paths["data"], tmp_path, encoder={"encoder": {**stack}, "decoder": {**stack}, "batch_size": 4},
-        captioner={"decoder": {**stack}, "batch_size": 12},
+        captioner={"decoder": {**stack}, "batch_size": 12, "patch_dropout": 0.5},
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def wrap(
 def records_graphs(device: torch.device, uneven: bool, accumulation_steps: int) -> bool:
     """Whether compiled passes are to be recorded as CUDA graphs, so that one call launches all kernels.
 
-    A step of the first stage, ViT-B/16 and 64 images, took 20.6 ms on an H100 with them and 34.2 ms without:
+    A step of the first stage, ViT-B/16 and 64 images, took 19.4 ms on an H100 with them and 34.7 ms without:
     its kernels take 13 ms, and Python the rest.  They are for one shape, so not for captions; and a second
     pass would overwrite the gradients of the first, which are not copied.
     """

@@ -10,6 +10,10 @@ estimated by the score function (Williams 1992):
 
     ∇ E[r] = E[(r - b) ∇ log p(caption)],    b: the mean reward of the image's other samples
 
+What it is evaluated and saved with is a running mean of the weights that begins with those of the captioner.
+A slow one stays between the two, which captions better than either (Wortsman et al. 2022, arXiv:2109.01903,
+who interpolate, and Ramé et al. 2024, arXiv:2406.16768).
+
 Shapes: B images, W samples of each, L context length, T tokens of the longest sample, V vocabulary.
 """
 
@@ -43,7 +47,11 @@ from transformer_components.encoder_decoder import TransformerEncoderDecoder
 from transformer_components.sublayers import evaluating
 
 # What of the configuration the stage has its own of.
-OWN_KEYS = {"total_epochs": "self_critical_epochs", "learning_rate": "self_critical_learning_rate"}
+OWN_KEYS = {
+    "total_epochs": "self_critical_epochs",
+    "learning_rate": "self_critical_learning_rate",
+    "ema_decay": "self_critical_ema_decay",  # the captioner's, if this is None
+}
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
@@ -82,6 +90,7 @@ def stage_config(config: Config, changes: Sequence[str]) -> Config:
         if any(sets(change, key) for change in changes):
             raise UsageError(f"--set {key}: the self-critical stage reads {own}; set that")
     values = {key: getattr(config, own) for key, own in OWN_KEYS.items()}
+    values = {key: value for key, value in values.items() if value is not None}
     return replace(config, **values, warmup_epochs=0.0, min_learning_rate=0.0)
 
 

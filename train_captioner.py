@@ -79,6 +79,7 @@ class CaptionerConfig(CaptioningConfig, EvaluationConfig, TrainingConfig):
     self_critical_epochs: int = positive()
     self_critical_learning_rate: float = positive()  # falls from there to 0
     self_critical_samples: int = bounded(at_least=2, at_most=1000)  # captions drawn of each image
+    self_critical_ema_decay: float | None = bounded(at_least=0, below=1)  # null: as ema_decay
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -144,7 +145,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         "self_critical": options.self_critical,
         **data.facts(),
     }
-    trainer = Trainer(run, captioner.model, stepper, train_loader, val_loader, contents)
+    trainer = Trainer(
+        run, captioner.model, stepper, train_loader, val_loader, contents, trained=critic is not None
+    )
 
     # 3. The training loop
 

@@ -49,6 +49,18 @@ def test_a_long_run_of_a_high_decay_does_not_remember_its_first_weights():
     assert max(left) < 1e-6  # without the warm-up, 0.996 of them were still there
 
 
+def test_of_trained_weights_the_mean_keeps_what_its_decay_says():
+    model = model_of(1)
+    average = WeightAverage(model, 0.9, trained=True)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    for _ in range(3):
+        average.update(torch.tensor(True))
+    for mean, first in zip(average.means, before, strict=True):
+        torch.testing.assert_close(mean, 0.9**3 * first)
+
+
 def test_a_step_not_taken_leaves_the_mean_as_it_is():
     model = model_of(2)
     average = WeightAverage(model, 0.5)

@@ -77,6 +77,7 @@ KEYS = {
         "self_critical_epochs": (2, None),
         "self_critical_learning_rate": (1e-4, None),
         "self_critical_samples": (3, None),
+        "self_critical_ema_decay": (0.9, None),
     },
 }
 

@@ -14,6 +14,7 @@ from support.errors import UsageError
 from tests.test_distributed import torchrun
 from tests.training_cases import ONE_LAYER, ended, record_steps, stage_runner
 from training import checkpoints
+from training.optimizer import WeightAverage
 
 CHANGES = {
     "decoder": {**ONE_LAYER}, "batch_size": 4, "total_epochs": 30, "learning_rate": 1e-2, "eval_freq": 1,
@@ -123,7 +124,25 @@ def test_it_wants_a_captioner(start, capsys):
 def test_what_it_would_not_heed_is_refused(run, capsys):
     for key, own in OWN_KEYS.items():
         with pytest.raises(UsageError, match=f"--set {key}: the self-critical stage reads {own}"):
-            run("out", "--set", f"{key}=9")
+            run("out", "--set", f"{key}={0.9 if key == 'ema_decay' else 9}")
+
+
+def test_its_mean_of_the_weights_begins_with_the_captioner(run, monkeypatch):
+    """After three steps 0.75³ of it are left, and of each step what a decay of 0.75 leaves."""
+    update, after = WeightAverage.update, []
+
+    def record(average: WeightAverage, taken: torch.Tensor) -> None:
+        after.append({name: p.detach().clone() for name, p in average.model.named_parameters()})
+        update(average, taken)
+
+    monkeypatch.setattr(WeightAverage, "update", record)
+    run("out", "--epochs", "1", "--set", "self_critical_ema_decay=0.75")
+    found = state_of(run.folder / "out" / "self_critical" / "checkpoint1.pt")["model"]
+    before = state_of(run.captioner)["model"]
+    first, second, third = after
+    for name in first:
+        expected = 0.75**3 * before[name] + 0.25 * (0.75**2 * first[name] + 0.75 * second[name] + third[name])
+        torch.testing.assert_close(found[name], expected)
 
 
 def test_its_checkpoints_want_the_flag(run):

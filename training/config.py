@@ -89,6 +89,7 @@ LATER_KEYS = {
     "self_critical_epochs": 5,
     "self_critical_learning_rate": 1e-5,
     "self_critical_samples": 5,
+    "self_critical_ema_decay": None,
 }  # what held, or nearly, before checkpoints had these keys
 
 

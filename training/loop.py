@@ -55,6 +55,7 @@ class Trainer:
         train_loader: loader of the training split, shuffled, with an `EpochSampler`.
         val_loader: loader of the validation split in fixed order.
         contents: what a checkpoint holds beside the run itself, so that it can be used alone.
+        trained: the model's first weights are to stay in the running mean of the weights.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Trainer:
         train_loader: DataLoader,
         val_loader: DataLoader,
         contents: dict[str, Any],
+        trained: bool = False,
     ):
         self.run, self.config, self.folder, self.device = run, run.config, run.folder, run.device
         self.model, self.stepper, self.optimizer = model, stepper, stepper.optimizer
         self.train_loader, self.val_loader = train_loader, val_loader
         self.contents = {"config": config_to_dict(run.config), **contents}
-        self.average = WeightAverage(model, self.config.ema_decay) if self.config.ema_decay else None
+        decay = self.config.ema_decay
+        self.average = WeightAverage(model, decay, trained) if decay else None
         stepper.average = self.average
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps

@@ -108,16 +108,17 @@ def _split(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
 class WeightAverage:
     """The mean of a model's parameters over the steps of a run.
 
-    It is an exponential moving average (Polyak and Juditsky 1992 average all alike).  Early on it forgets
-    faster, which is the usual warm-up, so that the initial weights soon leave it.
+    It is an exponential moving average (Polyak and Juditsky 1992 average all alike).  Unless the initial
+    weights are trained ones, it forgets faster early on, which is the usual warm-up: they soon leave it.
 
     Args:
         model: whose parameters are averaged; its buffers are not.
         decay: share of the old mean that a step keeps, in [0, 1).
+        trained: the weights that the run begins with are to stay in the mean; after t steps as `decay` ** t.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay = model, decay
+    def __init__(self, model: nn.Module, decay: float, trained: bool = False):
+        self.model, self.decay, self.trained = model, decay, trained
         self.steps = 0  # averaged over
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())
@@ -131,7 +132,8 @@ class WeightAverage:
             taken: bool, 0-dimensional, on the device; False leaves the mean as it is.
         """
         self.steps += 1
-        keep = min(self.decay, (1 + self.steps) / (WARM_UP + self.steps))
+        most = 1.0 if self.trained else (1 + self.steps) / (WARM_UP + self.steps)
+        keep = min(self.decay, most)
         differences = torch._foreach_sub(self.parameters, self.means)
         torch._foreach_mul_(differences, taken * (1 - keep))
         torch._foreach_add_(self.means, differences)

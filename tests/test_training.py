@@ -278,8 +278,8 @@ def test_reading_reports_a_step_late_changes_nothing(run, stage, precision, tmp_
     run(stage, "now", "--epochs", "2", **changes)
     original = Trainer.__init__
 
-    def late(trainer, *given):
-        original(trainer, *given)
+    def late(trainer, *given, **named):
+        original(trainer, *given, **named)
         trainer.lag = 1
 
     monkeypatch.setattr(Trainer, "__init__", late)

@@ -10,9 +10,9 @@ estimated by the score function (Williams 1992):
 
     ∇ E[r] = E[(r - b) ∇ log p(caption)],    b: the mean reward of the image's other samples
 
-What it is evaluated and saved with is a running mean of the weights that begins with those of the captioner.
-A slow one stays between the two, which captions better than either (Wortsman et al. 2022, arXiv:2109.01903,
-who interpolate, and Ramé et al. 2024, arXiv:2406.16768).
+With `self_critical_ema_decay` it is evaluated and saved with a running mean of the weights that begins with
+the captioner's.  A slow one stays between the two, which captions better than either (Wortsman et al. 2022,
+arXiv:2109.01903, who interpolate; Ramé et al. 2024, arXiv:2406.16768, for policies that learn from rewards).
 
 Shapes: B images, W samples of each, L context length, T tokens of the longest sample, V vocabulary.
 """

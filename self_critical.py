@@ -89,8 +89,7 @@ def stage_config(config: Config, changes: Sequence[str]) -> Config:
     for key, own in OWN_KEYS.items():
         if any(sets(change, key) for change in changes):
             raise UsageError(f"--set {key}: the self-critical stage reads {own}; set that")
-    values = {key: getattr(config, own) for key, own in OWN_KEYS.items()}
-    values = {key: value for key, value in values.items() if value is not None}
+    values = {key: own for key, name in OWN_KEYS.items() if (own := getattr(config, name)) is not None}
     return replace(config, **values, warmup_epochs=0.0, min_learning_rate=0.0)
 
 

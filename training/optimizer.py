@@ -132,8 +132,8 @@ class WeightAverage:
             taken: bool, 0-dimensional, on the device; False leaves the mean as it is.
         """
         self.steps += 1
-        most = 1.0 if self.trained else (1 + self.steps) / (WARM_UP + self.steps)
-        keep = min(self.decay, most)
+        warm_up = (1 + self.steps) / (WARM_UP + self.steps)
+        keep = self.decay if self.trained else min(self.decay, warm_up)
         differences = torch._foreach_sub(self.parameters, self.means)
         torch._foreach_mul_(differences, taken * (1 - keep))
         torch._foreach_add_(self.means, differences)

@@ -44,7 +44,8 @@ def load(directory: Path, name: str) -> ModuleType:
     """One of the original's modules, and with it those that it imports, which have the names of ours."""
     names = {path.stem for path in directory.glob("*.py")}
     ours = {other: sys.modules.pop(other) for other in names & sys.modules.keys()}
-    add_wheel(directory)
+    # Where nothing can be installed, its package is taken from a wheel beside it.
+    sys.path += [wheel for wheel in map(str, directory.glob("*.whl")) if wheel not in sys.path]
     sys.path.insert(0, str(directory))
     try:
         return importlib.import_module(name)
@@ -53,11 +54,6 @@ def load(directory: Path, name: str) -> ModuleType:
         for other in names:
             sys.modules.pop(other, None)
         sys.modules.update(ours)
-
-
-def add_wheel(directory: Path) -> None:
-    """Where nothing can be installed, its package is taken from a wheel beside it."""
-    sys.path += [wheel for wheel in map(str, directory.glob("*.whl")) if wheel not in sys.path]
 
 
 def in_each_precision(setting: Setting, make: Callable[[Setting], Contestant]) -> list[Contestant]:
@@ -100,10 +96,9 @@ def captioner_step(
     """Its second stage's step, on (image, caption) pairs: as many images as captions."""
 
     def build() -> Callable[[], object]:
-        add_wheel(setting.original)
-        from transformer_components_michaelkosmider import get_causal_mask
-
         model = _captioner(setting, config, mae)
+        from transformer_components_michaelkosmider import get_causal_mask  # found since `load`
+
         if not all_learn:
             model.encoder.requires_grad_(False)
         images = normalize(batch.images)
@@ -168,10 +163,9 @@ def loader(setting: Setting, paths: Mapping[str, Path], batch_size: int) -> Cont
 
 
 def _captioner(setting: Setting, config: CaptionerConfig, mae: MaeConfig) -> nn.Module:
-    add_wheel(setting.original)
-    from transformer_components_michaelkosmider import TransformerEncoderDecoder
-
     models = load(setting.original, "image_captioner")
+    from transformer_components_michaelkosmider import TransformerEncoderDecoder  # found since `load`
+
     return TransformerEncoderDecoder(
         models.ImageEncoder(mae.image_size, mae.patch_size, _stack(mae.encoder)),
         models.CaptionDecoder(config.vocabulary_size, config.context_length, _stack(config.decoder)),

@@ -54,7 +54,7 @@ def page(gr, captioner, calibration):
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.Parser(description="Show a page that captions images.")
     parser.add_argument("-c", dest="checkpoint", metavar="CKPT", help="default: the weights that ship")
-    parser.add_argument("--beams", type=command_line.beams, help="default: the checkpoint's")
+    command_line.add_search_options(parser)
     parser.add_argument("--host", type=command_line.address, default="127.0.0.1", help="0.0.0.0: any")
     parser.add_argument("--port", type=command_line.port, default=7860, help="default: 7860")
     command_line.add_place_options(parser)

@@ -123,6 +123,7 @@ def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
         own = ROOT / "data" / folder.parent.name  # so `process_coco.py --own` names them
         words += ["--data", own if own.is_dir() else "DATA"]
     words += ["--beams", options.beams] if options.beams else []
+    words += ["--consensus", options.consensus] if options.consensus is not None else []
     return shlex.join(map(str, words))
 
 
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="`-` reads a picture from standard input"
     )
-    parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
+    command_line.add_search_options(parser)
     parser.add_argument(
         "--n-best", metavar="K", type=command_line.beams, default=1, help="the K best captions, with scores"
     )

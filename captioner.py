@@ -24,6 +24,7 @@ from support import command_line, interrupts
 from support.configuration import at_least, bounded, config_part
 from support.devices import Precision, autocast, decoding_precision, describe, parameters_in_words
 from training import checkpoints
+from training.config import LATER_KEYS
 from training.contents import require_weights
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis
 from transformer_components.encoder_decoder import TransformerEncoderDecoder
@@ -54,6 +55,12 @@ class Captioner:
         """The token that fills captions up to the longest of a batch."""
         return self.tokenizer.token_to_id(PAD)
 
+    @property
+    def special_tokens(self) -> tuple[int, int, list[int]]:
+        """What every caption begins with, what ends it, and what it may not hold."""
+        start, end, *forbidden = map(self.tokenizer.token_to_id, (SOS, EOS, PAD, SOS, UNK))
+        return start, end, forbidden
+
     def describe(self) -> str:
         """Device, precision and sizes, for the first line of a run."""
         parts = [
@@ -62,8 +69,11 @@ class Captioner:
             f"{self.transform.size} px",
             parameters_in_words(self.model),
             f"{self.options.num_beams} beams",
+            f"consensus of {self.options.consensus_samples} samples"
+            if self.options.consensus_samples
+            else "",
         ]
-        return " · ".join(parts)
+        return " · ".join(filter(None, parts))
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """The best caption of each image, of whatever size and mode."""
@@ -104,13 +114,7 @@ class Captioner:
         hook = self.model.decoder.register_forward_pre_hook(lambda *_: interrupts.check())
         try:
             with autocast(self.device, self.precision):
-                return self.model.generate(
-                    images,
-                    self.options,
-                    start_token=self.tokenizer.token_to_id(SOS),
-                    end_token=self.tokenizer.token_to_id(EOS),
-                    forbidden_tokens=[self.tokenizer.token_to_id(token) for token in (PAD, SOS, UNK)],
-                )
+                return self.model.generate(images, self.options, *self.special_tokens)
         finally:
             hook.remove()
 
@@ -157,6 +161,8 @@ class CaptioningConfig(CaptionerShape):
 
     num_beams: int = bounded(at_least=1, at_most=command_line.MOST_BEAMS)
     length_alpha: float = at_least(0)  # a caption's score is its log-probability / length ** length_alpha
+    # Captions drawn by chance, by whose agreement those found then rank; 0: by their score.
+    consensus_samples: int = bounded(at_least=0, at_most=command_line.MOST_SAMPLES)
     precision: Precision
 
 
@@ -168,7 +174,12 @@ def new_captioner(
         model=build_captioner(encoder, with_vocabulary(config, tokenizer)).to(device),
         tokenizer=tokenizer,
         transform=EvaluationTransform(encoder.image_size),
-        options=BeamSearchOptions(config.context_length, config.num_beams, config.length_alpha),
+        options=BeamSearchOptions(
+            config.context_length,
+            config.num_beams,
+            config.length_alpha,
+            consensus_samples=config.consensus_samples,
+        ),
         device=device,
         precision=decoding_precision(config.precision, device),
     )
@@ -187,7 +198,7 @@ def require_captioner(
     Raises:
         UsageError: sizes, tokenizer and weights are not of one captioner; nothing has been allocated by them.
     """
-    config = config_part(state["config"], CaptioningConfig, f"{path}: config")
+    config = config_part(LATER_KEYS | state["config"], CaptioningConfig, f"{path}: config")
     encoder = saved_encoder(path, state)
     tokenizer = parse_tokenizer(state["tokenizer"], f"{path}: its tokenizer")
     require_weights(
@@ -209,24 +220,24 @@ def saved_encoder(path: Path, state: dict[str, Any]) -> AutoEncoderShape:
 def captioner_from_state(
     state: dict[str, Any],
     device: torch.device,
-    num_beams: int | None = None,
     path: Path = Path("the captioner's checkpoint"),
+    **search: int | None,
 ) -> Captioner:
     """The captioner whose checkpoint holds `state`, ready to use.
 
     Args:
         state: what the checkpoint holds.
         device: where the model goes.
-        num_beams: replaces the checkpoint's.
         path: the checkpoint, for messages.
+        **search: fields of BeamSearchOptions, in place of the checkpoint's; None: as there.
 
     Raises:
         UsageError: the parts do not fit together; nothing has been allocated by the sizes that they claim.
     """
     captioner = new_captioner(*require_captioner(path, state), device)
     captioner.model.load_state_dict(state["model"])
-    if num_beams is not None:
-        captioner.options = replace(captioner.options, num_beams=num_beams)
+    changes = {field: value for field, value in search.items() if value is not None}
+    captioner.options = replace(captioner.options, **changes)
     captioner.model.eval()
     return captioner
 

@@ -35,7 +35,7 @@ from paths import paths_from_options
 from reconstruction import encoder_of
 from scoring import calibration
 from scoring.assessment import assess, lines, with_references
-from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams, sureness
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_search, sureness
 from scoring.comparison import Scoring, choose_scoring
 from scoring.metrics import score
 from support import command_line, distributed, interrupts
@@ -76,7 +76,7 @@ def caption_split(captioner: Captioner, loader: DataLoader) -> CaptionedSplit:
         for image_id, texts, (best, *_) in zip(batch.image_ids.tolist(), batch.captions, decoded):
             mine.references[image_id] = texts
             mine.captions[image_id] = captioner.text(best)
-            mine.scores[image_id] = sureness(best.token_log_probabilities)
+            mine.scores[image_id] = sureness(best, captioner.options)
     parts = distributed.gathered(mine)
     return CaptionedSplit(*(dict(sorted(merge(column).items())) for column in zip(*parts)))
 
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, default="val", help="test: of a --split-file")
     command_line.add_split_file_option(parser)
     parser.add_argument("-s", "--subset", metavar="FRACTION", type=command_line.fraction, default=1.0)
-    parser.add_argument("--beams", type=command_line.beams, help="1 is greedy; default: the checkpoint's")
+    command_line.add_search_options(parser)
     parser.add_argument(
         "--references", choices=("official", "normalized"),
         help="as people wrote them, or as the tokenizer reads them (default: normalized if it changes many)",
@@ -143,9 +143,10 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
-    captioner = captioner_from_state(state, device, options.beams, path)
-    beams = other_beams(options.beams, state)
-    changes = differences(options, beams)
+    asked_for = {"num_beams": options.beams, "consensus_samples": options.consensus}
+    captioner = captioner_from_state(state, device, path, **asked_for)
+    search = other_search(options, state)
+    changes = differences(options, search)
     default_name = results_name(path.stem, options.split, data.split_file, changes)
     results = options.results or path.with_name(default_name)
     for file in filter(None, (results, options.report)):
@@ -178,7 +179,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     write_json(written[-1], assessment)
     scored_by_default = (options.subset, options.references, options.unit) == (1, None, None)
     if options.split == "val" and scored_by_default:
-        file = calibration_path(path, beams)
+        file = calibration_path(path, search)
         written += save_calibration(file, assessment["calibration"], calibrated_for(path, captioner.options))
     if options.report:
         place = partial(data.image_file, options.split)
@@ -203,16 +204,15 @@ def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None)
     return which if options.subset == 1 else f"{which} -s {options.subset:g}"
 
 
-def differences(options: argparse.Namespace, beams: int | None) -> list[str]:
+def differences(options: argparse.Namespace, search: list[str]) -> list[str]:
     """What an evaluation does otherwise than by default, each in a word for the name of a file.
 
     Args:
         options: of the command line.
-        beams: of the search, where they are not the checkpoint's own.
+        search: what `other_search` gives.
     """
     parts = [f"s{options.subset:g}"] if options.subset != 1 else []
-    parts += [f"beams{beams}"] if beams is not None else []
-    return parts + [choice for choice in (options.references, options.unit) if choice]
+    return parts + search + [choice for choice in (options.references, options.unit) if choice]
 
 
 def results_name(stem: str, split: str, split_file: SplitFile | None, changes: list[str]) -> str:
@@ -240,14 +240,16 @@ def provenance(
         scored_images: number of images that have references.
         scoring: how captions were compared.
     """
-    beams = f"beams={search.num_beams} alpha={search.length_alpha:g}"
+    how = f"beams={search.num_beams} alpha={search.length_alpha:g}"
+    how += f" consensus={search.consensus_samples}" if search.consensus_samples else ""
     model = f"checkpoint {checkpoint.name} sha256 {checkpoints.digest(checkpoint)[:12]}"
     return {
-        "signature": f"{scoring.signature} | n={scored_images} | {which} | {beams} | {model}",
+        "signature": f"{scoring.signature} | n={scored_images} | {which} | {how} | {model}",
         "checkpoint": str(checkpoint),
         "split": which,
         "num_beams": search.num_beams,
         "length_alpha": search.length_alpha,
+        "consensus_samples": search.consensus_samples,
     }
 
 

@@ -20,7 +20,7 @@ from image_transforms import EvaluationTransform, central_square, load_image
 from paths import paths_from_options
 from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
-from scoring.calibration import Calibration, calibrated_for, calibration_path, other_beams, sureness
+from scoring.calibration import Calibration, calibrated_for, calibration_path, other_search, sureness
 from support.devices import choose_device
 from support.errors import RunError, UsageError
 from training import checkpoints
@@ -48,7 +48,9 @@ def read_picture(place: Path, transform: EvaluationTransform) -> Picture:
 
 
 def load_chosen(options: argparse.Namespace) -> tuple[Path, Captioner, Calibration | None]:
-    """The captioner that `-c` and `--beams` ask for, on the best device; without `-c` the weights that ship.
+    """The captioner that `-c` and the search options ask for, on the best device.
+
+    Without `-c` it is that of the weights that ship.
 
     Returns:
         Its checkpoint, the captioner, and how sure it may be; None where no search like this was measured.
@@ -68,8 +70,9 @@ def load_chosen(options: argparse.Namespace) -> tuple[Path, Captioner, Calibrati
         raise UsageError(f"{paths['weights']}: the weights that ship are not here: name a captioner with -c")
     else:
         path, state = paths["weights"], checkpoints.load(paths["weights"], "captioner")
-    captioner = captioner_from_state(state, choose_device(), options.beams, path)
-    measured = calibration_path(path, other_beams(options.beams, state))
+    asked_for = {"num_beams": options.beams, "consensus_samples": options.consensus}
+    captioner = captioner_from_state(state, choose_device(), path, **asked_for)
+    measured = calibration_path(path, other_search(options, state))
     return path, captioner, calibrations.load(measured, calibrated_for(path, captioner.options))
 
 
@@ -88,7 +91,7 @@ def describe(
         "caption": captioner.text(best),
         "score": best.score,
         "mean_log_probability": best.mean_log_probability,
-        "confidence": calibration and calibration(sureness(best.token_log_probabilities)),
+        "confidence": calibration and calibration(sureness(best, captioner.options)),
     }
     if captioner.options.n_best > 1:
         result["n_best"] = [{"caption": captioner.text(h), "score": h.score} for h in hypotheses]

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from captioner import Captioner
 from coco.data import CocoData
-from coco.tokenizer import EOS, PAD, SOS, UNK
+from coco.tokenizer import EOS
 from coco_loader import LoaderOptions, get_coco_loader
 from image_transforms import TrainingTransform, normalize
 from scoring.metrics import Cider, ptb_tokenize
@@ -44,6 +44,7 @@ from training.progress import Progress
 from training.run import Run, open_run
 from training.sampling import hashed_noise
 from transformer_components.encoder_decoder import TransformerEncoderDecoder
+from transformer_components.sampling import lengths_of, token_lists
 from transformer_components.sublayers import evaluating
 
 # What of the configuration the stage has its own of.
@@ -195,9 +196,7 @@ class SelfCritical:
 
     def __init__(self, captioner: Captioner, reward: CiderReward, num_samples: int):
         self.captioner, self.reward, self.num_samples = captioner, reward, num_samples
-        self.start_token, self.end_token, *self.forbidden = map(
-            captioner.tokenizer.token_to_id, (SOS, EOS, SOS, PAD, UNK)
-        )
+        self.start_token, self.end_token, self.forbidden = captioner.special_tokens
         self._forbidden = torch.tensor(self.forbidden, device=captioner.device)
         self._reset()
 
@@ -225,7 +224,7 @@ class SelfCritical:
             memory = memory if network is model else None
             log_probability = self.log_probability(network, images, samples[:, :, :length], memory)  # (B, W)
         # A GPU works on that pass while the rewards are computed here.
-        tokens = self.without_padding(on_host)
+        tokens = token_lists(on_host, self.end_token)
         rewards = torch.tensor(self.reward(image_ids, tokens)).to(images.device, non_blocking=True)  # (B, W)
         if not torch.is_grad_enabled():
             self._count(tokens)
@@ -264,13 +263,6 @@ class SelfCritical:
         written = torch.arange(samples.shape[2], device=samples.device) < lengths_of(samples, self.end_token)
         return -(losses * written).sum(dim=2)
 
-    def without_padding(self, samples: Tensor) -> list[list[list[int]]]:
-        """The token lists of samples (B, W, L), each to its end token or to the last."""
-        lengths = lengths_of(samples, self.end_token).squeeze(2).tolist()
-        return [
-            [tokens[:length] for tokens, length in zip(*image)] for image in zip(samples.tolist(), lengths)
-        ]
-
     def figures(self, losses: Mapping[str, float]) -> dict[str, float]:
         """The gauges of an epoch, the last two those of its validation over all processes.
 
@@ -306,12 +298,6 @@ def new_critic(captioner: Captioner, data: CocoData, num_samples: int) -> SelfCr
     """The stage's loss function on some data, all of whose captions it reads and counts."""
     reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer)
     return SelfCritical(captioner, reward, num_samples)
-
-
-def lengths_of(samples: Tensor, end_token: int) -> Tensor:
-    """(B, W, 1) int64: tokens of each sample (B, W, L), the end token included."""
-    before = (samples != end_token).sum(dim=2, keepdim=True)  # only end tokens follow the first
-    return (before + 1).clamp(max=samples.shape[2])
 
 
 def advantages(rewards: Tensor) -> Tensor:

@@ -229,7 +229,10 @@ def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
     if missing := assessment["images"] - assessment["scored_images"]:
         yield f"{missing:,} images have no reference captions: captioned, but not scored"
     if assessment["calibration"]:
-        yield from _reliability(assessment["calibration"], assessment["unit"])
+        by = "log-probabilities of its tokens"
+        if assessment.get("consensus_samples"):
+            by = f"agreement of {assessment['consensus_samples']} samples with it"
+        yield from _reliability(assessment["calibration"], assessment["unit"], by)
     if statistics.collapsed:
         yield ""
         yield statistics.warning()
@@ -253,10 +256,10 @@ def _figures(assessment: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"note: {note}" for note in assessment["notes"])
 
 
-def _reliability(calibration: Mapping[str, Any], unit: str) -> Iterator[str]:
+def _reliability(calibration: Mapping[str, Any], unit: str, by: str) -> Iterator[str]:
     yield ""
     yield f"confidence: the share of a caption's {unit}s found in the image's references, predicted from the"
-    yield "log-probabilities of its tokens; each half of the images by the fit to the other half"
+    yield f"{by}; each half of the images by the fit to the other half"
     yield f"{'score':>15} {'predicted':>9} {'observed':>10} {'images':>9}"
     for row in calibration["reliability"]:
         span = f"{row['lowest']:.2f} – {row['highest']:.2f}"

@@ -1,8 +1,9 @@
 """How sure a captioner may be: from the score of a caption to the share of its words that people confirm.
 
-A caption's score, `sureness`, is a mean of its tokens' log-probabilities in which the least sure tokens
-count most.  It ranks captions, but says nothing in itself: how high a network's probabilities are depends on
-how long it was trained (Guo et al. 2017, arXiv:1706.04599).
+A caption's score, `sureness`, is how much samples for the same image agree with it (consensus.py), or, where
+none were drawn, a mean of its tokens' log-probabilities in which the least sure tokens count most.  It ranks
+captions, but says nothing in itself: how high a network's probabilities are depends on how long it was
+trained (Guo et al. 2017, arXiv:1706.04599).
 So the share of words that stand in an image's references is measured on a validation split, for captions of
 low score and of high, and a map that never falls is laid through it.
 
@@ -16,6 +17,7 @@ Rows of such a table are sorted by score.  Sorting by confidence would select ca
 be optimistic, and even an exact confidence would look too high there.
 """
 
+import argparse
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,8 @@ from typing import Any, TypeVar
 
 from support.files import read_json, write_json
 from training.checkpoints import digest
-from transformer_components.beam_search import BeamSearchOptions
+from training.config import LATER_KEYS
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis
 
 BINS = 10  # at most
 FEWEST_IN_BIN = 20  # captions
@@ -68,9 +71,15 @@ class Bin:
     chance: float  # their mean difference if the confidence is exact: sampling noise alone
 
 
-def sureness(token_log_probabilities: Sequence[float]) -> float:
-    """The score of a caption, 0 or less: the negative power mean of the surprise -log p of its tokens."""
-    return -(fmean(max(0.0, -log_p) ** POWER for log_p in token_log_probabilities) ** (1 / POWER))
+def sureness(caption: Hypothesis, search: BeamSearchOptions) -> float:
+    """The score of a caption: its consensus, 0 to 1, if the search had one.
+
+    Else 0 or less: the negative power mean of the surprise -log p of its tokens.
+    """
+    if search.consensus_samples:
+        return caption.score
+    surprises = (max(0.0, -log_p) for log_p in caption.token_log_probabilities)
+    return -(fmean(surprise**POWER for surprise in surprises) ** (1 / POWER))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
@@ -103,26 +112,36 @@ def load(path: Path, made_for: Mapping[str, Any]) -> Calibration | None:
     return Calibration(*map(tuple, columns))
 
 
-def calibration_path(checkpoint: Path, beams: int | None = None) -> Path:
+def calibration_path(checkpoint: Path, search: Sequence[str] = ()) -> Path:
     """The file beside a checkpoint that says how sure its captioner may be.
 
     Args:
         checkpoint: the captioner's.
-        beams: of the search, where they are not the checkpoint's own; None where they are.
+        search: what `other_search` gives.
     """
-    search = "" if beams is None else f"_beams{beams}"
-    return checkpoint.with_name(f"{checkpoint.stem}{search}_calibration.json")
+    return checkpoint.with_name("_".join([checkpoint.stem, *search, "calibration.json"]))
 
 
-def other_beams(beams: int | None, state: dict[str, Any]) -> int | None:
-    """The number of beams asked for, if it is not the checkpoint's own; else None."""
-    return None if beams == state["config"]["num_beams"] else beams
+def other_search(options: argparse.Namespace, state: dict[str, Any]) -> list[str]:
+    """How a search is to differ from the checkpoint's own, each in a word for the name of a file.
+
+    Args:
+        options: of the command line, see `add_search_options`.
+        state: what the checkpoint holds.
+    """
+    own = LATER_KEYS | state["config"]
+    asked_for = {
+        f"beams{options.beams}": (options.beams, own["num_beams"]),
+        f"consensus{options.consensus}": (options.consensus, own["consensus_samples"]),
+    }
+    return [word for word, (value, usual) in asked_for.items() if value not in (None, usual)]
 
 
 def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:
     """What a calibration holds for: this model, searching like this, and this kind of score."""
-    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha, "power": POWER}
-    return {"sha256": digest(checkpoint), **search}
+    search = {"num_beams": options.num_beams, "length_alpha": options.length_alpha}
+    kind = {"consensus_samples": options.consensus_samples} if options.consensus_samples else {"power": POWER}
+    return {"sha256": digest(checkpoint), **search, **kind}
 
 
 def calibrate(scores: Sequence[float], shares: Sequence[float]) -> Calibration | None:

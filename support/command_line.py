@@ -20,6 +20,7 @@ from support.errors import RunError, UsageError
 from support.files import disk_errors
 
 MOST_BEAMS = 100  # memory grows with them, and captions are no better beyond about ten
+MOST_SAMPLES = 1000  # for a consensus; the same
 COPY_SIZES = 64, 1024  # smaller ones show too little, larger ones save nothing
 VOCABULARY_SIZES = 260, 1_000_000  # tokens: the 256 bytes and four special ones; more were never of use
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # torch's words, on a GPU and on a CPU
@@ -129,6 +130,15 @@ def add_split_file_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """`--beams` and `--consensus`: how a captioner searches, other than its checkpoint says."""
+    parser.add_argument("--beams", type=beams, help="1 is greedy; default: the checkpoint's")
+    parser.add_argument(
+        "--consensus", metavar="N", type=samples,
+        help="take the caption that N drawn by chance agree on; 0: the likeliest; default: the checkpoint's",
+    )  # fmt: skip
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if not re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII):
@@ -139,6 +149,11 @@ def positive_int(text: str) -> int:
 def beams(text: str) -> int:
     """An argparse type: a number of beams."""
     return _whole_number(text, 1, MOST_BEAMS)
+
+
+def samples(text: str) -> int:
+    """An argparse type: a number of samples."""
+    return _whole_number(text, 0, MOST_SAMPLES)
 
 
 def address(text: str) -> str:

@@ -21,6 +21,7 @@ from scoring.calibration import (
     save,
     sureness,
 )
+from transformer_components.beam_search import BeamSearchOptions, Hypothesis
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -140,10 +141,19 @@ def test_sureness_is_the_power_mean_of_the_tokens_surprise():
     """The oracle is torch's norm; the figure lies between the mean and the least sure token."""
     log_probabilities = torch.tensor([-0.1, -2.0, -0.5, -0.7], dtype=torch.float64)
     expected = -float(log_probabilities.norm(POWER)) / 4 ** (1 / POWER)
-    assert sureness(log_probabilities.tolist()) == pytest.approx(expected, rel=1e-12)
+    search = BeamSearchOptions(9)
+    assert sureness(caption_of(log_probabilities.tolist()), search) == pytest.approx(expected, rel=1e-12)
     assert -2.0 < expected < float(log_probabilities.mean())
-    assert sureness([-0.3]) == pytest.approx(-0.3)
-    assert sureness([1e-9]) == 0  # a certain token, rounded up
+    assert sureness(caption_of([-0.3]), search) == pytest.approx(-0.3)
+    assert sureness(caption_of([1e-9]), search) == 0  # a certain token, rounded up
+
+
+def test_sureness_is_the_consensus_where_there_was_one():
+    assert sureness(caption_of([-0.3]), BeamSearchOptions(9, consensus_samples=4)) == 0.25
+
+
+def caption_of(log_probabilities: list[float]) -> Hypothesis:
+    return Hypothesis([5] * len(log_probabilities), sum(log_probabilities), 0.25, log_probabilities)
 
 
 def test_rank_correlation_is_that_of_ranks_counted_by_brute_force():

@@ -187,7 +187,9 @@ def test_captions_of_pictures_and_folders_in_order_and_the_unreadable_named(trai
 def test_one_beam_and_many_are_the_users_choice(trained, tmp_path, capsys):
     _, checkpoint = trained
     Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
-    captioner = captioner_from_state(torch.load(checkpoint, weights_only=True), torch.device("cpu"), 1)
+    captioner = captioner_from_state(
+        torch.load(checkpoint, weights_only=True), torch.device("cpu"), num_beams=1
+    )
     caption.main(["-c", str(checkpoint), "--beams", "1", str(tmp_path / "blue.png")])
     expected = captioner.caption([Image.new("RGB", (40, 30), "blue")])[0]
     assert capsys.readouterr().out == f"{tmp_path / 'blue.png'}: {expected}\n"
@@ -276,7 +278,7 @@ def test_confidence_is_measured_by_evaluation_and_shown_for_the_same_search_only
     (result,) = json.loads(output.out)
     captioner = caption.load_captioner(checkpoint)
     [[best, *_]] = captioner.decode(captioner.transform(Image.new("RGB", (40, 30), "blue"))[None])
-    expected = Calibration(points["scores"], points["confidences"])(sureness(best.token_log_probabilities))
+    expected = Calibration(points["scores"], points["confidences"])(sureness(best, captioner.options))
     assert result["confidence"] == expected
     assert output.err.count("\n") == 1, "only the first line, which names device and sizes"
     caption.main(shown[0][:2] + shown[0][3:])
@@ -284,9 +286,39 @@ def test_confidence_is_measured_by_evaluation_and_shown_for_the_same_search_only
     caption.main(shown[1])
     assert json.loads(capsys.readouterr().out)[0]["confidence"] is None
 
-    monkeypatch.setattr("evaluate_captioner.sureness", lambda log_probabilities: -0.5)
+    monkeypatch.setattr("evaluate_captioner.sureness", lambda *_: -0.5)
     evaluated(paths, checkpoint)
     assert json.loads(checkpoint.with_name("checkpoint1_calibration.json").read_text())["scores"] == [-0.5]
+
+
+def test_a_consensus_is_the_users_choice_and_has_a_confidence_of_its_own(
+    trained, monkeypatch, tmp_path, capsys
+):
+    paths, checkpoint = trained
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "blue.png")
+    monkeypatch.setattr("scoring.calibration.FEWEST_IN_BIN", 2)  # val has four pictures
+    evaluated(paths, checkpoint, "--consensus", "16")
+    signature = json.loads(
+        checkpoint.with_name("checkpoint1_val_consensus16_results_metrics.json").read_text()
+    )["signature"]
+    assert " | beams=2 alpha=0.8 consensus=16 | " in signature
+    assert "agreement of 16 samples with it; " in capsys.readouterr().out
+    shown = ["-c", str(checkpoint), "--json", "--n-best", "2", str(tmp_path / "blue.png"), "--consensus"]
+    caption.main([*shown, "8"])
+    output = capsys.readouterr()
+    assert json.loads(output.out)[0]["confidence"] is None, "it was measured for 16"
+    assert "--consensus 8" in output.err
+    caption.main([*shown, "16"])
+    output = capsys.readouterr()
+    (result,) = json.loads(output.out)
+    captioner = caption.load_captioner(checkpoint)
+    captioner.options = replace(captioner.options, n_best=2, consensus_samples=16)
+    (ranked,) = captioner.decode(captioner.transform(Image.new("RGB", (40, 30), "blue"))[None])
+    assert [entry["score"] for entry in result["n_best"]] == pytest.approx([h.score for h in ranked])
+    assert 1 >= ranked[0].score >= ranked[1].score >= 0
+    points = json.loads(checkpoint.with_name("checkpoint1_consensus16_calibration.json").read_text())
+    assert result["confidence"] == Calibration(points["scores"], points["confidences"])(result["score"])
+    assert "consensus of 16 samples" in output.err
 
 
 def test_the_best_captions_come_with_their_scores_best_first(trained, tmp_path, capsys):

@@ -140,7 +140,7 @@ def test_captioning_and_evaluation_take_the_apple_gpu_and_training_says_why_not(
         assert device == CPU
     assert capsys.readouterr().err == "note: training runs on the CPU: an Apple GPU has no float64\n"
     asked = []
-    spy = lambda _, device, *__: asked.append(device) or 1 / 0  # noqa: E731
+    spy = lambda _, device, *__, **___: asked.append(device) or 1 / 0  # noqa: E731
     monkeypatch.setattr(image_description, "captioner_from_state", spy)
     monkeypatch.setattr(checkpoints, "load_named", lambda *_: (tmp_path, {}))
     picture = tmp_path / "picture.jpg"

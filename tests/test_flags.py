@@ -55,6 +55,7 @@ BAD = {
     "--split-file": ["nowhere.json", "{folder}", "{text}", "{picture}", "{text}/inside.json", LONG],
     "--epochs": NUMBERS,
     "--beams": [*NUMBERS, "101"],
+    "--consensus": ["-1", "1001", "1.5", "x", ""],
     "--host": ["nowhere", "127.0.0", "", LONG],
     "--port": [*NUMBERS, "65536"],
     "--n-best": [*NUMBERS, "101", "99"],

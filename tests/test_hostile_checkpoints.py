@@ -100,6 +100,7 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
         for value in (REMOVED, *SIZES):
             yield "config", "context_length", value
         yield "config", "num_beams", 10**9
+        yield "config", "consensus_samples", 10**9
         yield "config", "length_alpha", "x"
         yield "config", "precision", "float1"
         yield "config", "tie_embeddings", 1

@@ -181,7 +181,7 @@ def test_captioning_names_the_evaluation_that_measures_its_confidence(data, tmp_
 @pytest.mark.parametrize("sample", [True, False])
 def test_a_captioner_of_the_sample_is_measured_on_the_sample(sample):
     folder = Path("elsewhere") if sample else default_paths(sample=True)["captioner_checkpoints"]
-    options = argparse.Namespace(sample=sample, beams=None)
+    options = argparse.Namespace(sample=sample, beams=None, consensus=None)
     command = caption.measuring(folder / "checkpoint1.pt", options)
     assert shlex.split(command)[2:] == ["-c", str(folder / "checkpoint1.pt"), "--sample"]
 
@@ -193,7 +193,7 @@ def test_a_captioner_of_other_data_is_measured_on_these(tmp_path, monkeypatch):
     (tmp_path / "data" / "birds").mkdir(parents=True)
     for name, data in (("birds", str(tmp_path / "data" / "birds")), ("fish", "DATA")):
         checkpoint = tmp_path / "checkpoints" / name / "captioner" / "checkpoint1.pt"
-        command = caption.measuring(checkpoint, argparse.Namespace(sample=False, beams=None))
+        command = caption.measuring(checkpoint, argparse.Namespace(sample=False, beams=None, consensus=None))
         assert shlex.split(command)[2:] == ["-c", str(checkpoint), "--data", data]
 
 

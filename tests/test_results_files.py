@@ -44,6 +44,7 @@ def test_what_is_not_the_full_evaluation_has_a_name_of_its_own(run, tmp_path):
     assert written == files("val") | {"checkpoint1_calibration.json"}
     assert (metrics["references"], metrics["unit"]) == ("official", "word")
     assert run("--beams", "1")[0] == files("val_beams1") | {"checkpoint1_beams1_calibration.json"}
+    assert run("--consensus", "3")[0] == files("val_consensus3") | {"checkpoint1_consensus3_calibration.json"}
     assert run("-s", "0.5")[0] == files("val_s0.5")
     assert run("-s", "0.5", "--beams", "1")[0] == files("val_s0.5_beams1")
     assert run("--split", "train")[0] == files("train")
@@ -55,7 +56,7 @@ def test_what_is_not_the_full_evaluation_has_a_name_of_its_own(run, tmp_path):
 
 
 def test_the_checkpoints_own_search_is_the_default_one(run):
-    assert run("--beams", "2")[0] == files("val") | {"checkpoint1_calibration.json"}
+    assert run("--beams", "2", "--consensus", "0")[0] == files("val") | {"checkpoint1_calibration.json"}
 
 
 def test_a_split_file_is_in_the_name_by_what_is_in_it(run, tmp_path):

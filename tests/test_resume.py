@@ -72,6 +72,7 @@ KEYS = {
         "patch_dropout": (0.5, None),
         "num_beams": (3, None),
         "length_alpha": (0.1, None),
+        "consensus_samples": (3, None),
         "eval_freq": (2, None),
         "eval_batch_size": (5, None),
         "self_critical_epochs": (2, None),

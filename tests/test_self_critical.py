@@ -12,6 +12,7 @@ from image_transforms import normalize
 from scoring.metrics import Cider, image_scores, image_statistics, ptb_tokenize
 from self_critical import CiderReward, Images, SelfCritical, advantages
 from tests.captioner_cases import random_captioner
+from transformer_components.sampling import token_lists
 
 REFERENCES = {
     1: ["a dog runs on a road.", "A brown dog, running."],
@@ -159,16 +160,16 @@ def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_
     assert all(module.training for module in model.modules())
     ((samples, found),) = passes
     memory = model.eval().encoder(normalize(images)).detach()
-    token_lists = stage.without_padding(samples)
+    drawn = token_lists(samples, stage.end_token)
     for b, w in itertools.product(range(3), range(4)):
         total, last, cache = 0.0, stage.start_token, model.decoder.new_cache(memory[b : b + 1])
-        for token in token_lists[b][w]:
+        for token in drawn[b][w]:
             logits = model.decoder(torch.tensor([[last]]), None, cache)[0, 0].detach()
             logits[stage.forbidden] = float("-inf")
             total, last = total + logits.log_softmax(0)[token].item(), token
         assert found[b, w].item() == pytest.approx(total, abs=1e-4)
-    assert len(set(map(tuple, token_lists[0]))) > 1
-    assert {len(tokens) for image in token_lists for tokens in image} != {24}
+    assert len(set(map(tuple, drawn[0]))) > 1
+    assert {len(tokens) for image in drawn for tokens in image} != {24}
 
 
 def test_the_gauges_count_the_samples_of_a_validation(captioner, reward):

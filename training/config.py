@@ -90,6 +90,7 @@ LATER_KEYS = {
     "self_critical_learning_rate": 1e-5,
     "self_critical_samples": 5,
     "self_critical_ema_decay": None,
+    "consensus_samples": 0,
 }  # what held, or nearly, before checkpoints had these keys
 
 

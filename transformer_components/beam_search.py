@@ -39,6 +39,8 @@ class BeamSearchOptions:
     num_beams: int = 6  # hypotheses kept of each source; 1 is greedy search
     length_alpha: float = 0.8  # hypotheses rank by log-probability / length^alpha; 0 favours the short
     n_best: int = 1  # hypotheses returned of each source, at most num_beams
+    # Outputs drawn of each source, by whose agreement `generate` ranks hypotheses (consensus.py); 0: none.
+    consensus_samples: int = 0
 
     def __post_init__(self):
         if self.max_length < 1:
@@ -49,6 +51,8 @@ class BeamSearchOptions:
             raise ValueError(f"length_alpha must be a number, 0 or more, got {self.length_alpha}")
         if not 1 <= self.n_best <= self.num_beams:
             raise ValueError(f"n_best must be from 1 to num_beams = {self.num_beams}, got {self.n_best}")
+        if self.consensus_samples < 0:
+            raise ValueError(f"consensus_samples must be 0 or more, got {self.consensus_samples}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Hypothesis:
 
     tokens: list[int]  # without the start token, with the end token unless max_length cut it off
     log_probability: float  # of all tokens together, natural logarithm
-    score: float  # log_probability / length^alpha, by which hypotheses rank
+    score: float  # log_probability / length^alpha, by which hypotheses rank; or their consensus
     token_log_probabilities: list[float]  # of each token, given those before it
 
     @property

@@ -4,13 +4,15 @@ Shapes: B sources, W beams, T tokens, S source length, M memory width, V vocabul
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis, Step, beam_search
-from transformer_components.sampling import sample
+from transformer_components.consensus import rank_by_consensus
+from transformer_components.sampling import fixed_uniform, sample, token_lists
 from transformer_components.static_decoding import EXECUTIONS, Execution, StaticDecoding
 from transformer_components.sublayers import evaluating
 
@@ -29,7 +31,7 @@ class TransformerEncoderDecoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.static_decoding = StaticDecoding()
+        self.static_decoding, self.static_sampling = StaticDecoding(), StaticDecoding()
 
     def forward(self, source: Tensor, tokens: Tensor, cross_weights: list[Tensor] | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of tokens (B, T).
@@ -54,6 +56,9 @@ class TransformerEncoderDecoder(nn.Module):
     ) -> list[list[Hypothesis]]:
         """Searches for the likeliest outputs.  Encodes once, tracks no gradient, drops nothing out.
 
+        With `options.consensus_samples` all that a search found is ranked anew, see consensus.py.  Samples
+        are drawn by the same numbers for every source, in every call: an output depends on its source alone.
+
         Args:
             source: what the encoder takes; None if `memory` is given.
             options: how to search.
@@ -74,13 +79,23 @@ class TransformerEncoderDecoder(nn.Module):
         self._require_context(options.max_length)
         with evaluating(self):
             memory = self.encoder(source) if memory is None else memory  # (B, S, M)
-            search = (options, start_token, end_token, forbidden_tokens)
-            return self._decode(
+            tokens = (start_token, end_token, forbidden_tokens)
+            wanted = options if options.consensus_samples == 0 else replace(options, n_best=options.num_beams)
+            found = self._decode(
                 memory,
                 execution,
-                lambda way: self.static_decoding.search(self.decoder, memory, *search, way),
-                lambda step: beam_search(step, len(memory), *search, memory.device),
+                lambda way: self.static_decoding.search(self.decoder, memory, wanted, *tokens, way),
+                lambda step: beam_search(step, len(memory), wanted, *tokens, memory.device),
             )
+            if options.consensus_samples == 0:
+                return found
+            uniform = fixed_uniform(options.consensus_samples, options.max_length).to(memory.device)
+            uniform = uniform.expand(len(memory), -1, -1)  # (B, W, L)
+            samples = self.sample(memory, uniform, *tokens, execution=execution)
+            return [
+                rank_by_consensus(hypotheses, drawn)[: options.n_best]
+                for hypotheses, drawn in zip(found, token_lists(samples, end_token))
+            ]
 
     @torch.no_grad()
     def sample(
@@ -114,7 +129,7 @@ class TransformerEncoderDecoder(nn.Module):
             return self._decode(
                 memory,
                 execution,
-                lambda way: self.static_decoding.sample(self.decoder, memory, *arguments, way),
+                lambda way: self.static_sampling.sample(self.decoder, memory, *arguments, way),
                 lambda step: sample(step, *arguments),
             )
 
@@ -137,7 +152,8 @@ class TransformerEncoderDecoder(nn.Module):
             try:
                 return static(execution)
             except torch.OutOfMemoryError:
-                self.static_decoding.release()  # sources that leave, as below, leave room
+                for kept in (self.static_decoding, self.static_sampling):
+                    kept.release()  # sources that leave, as below, leave room
         cache = self.decoder.new_cache(memory)
 
         def step(tokens: Tensor, rows: Tensor) -> Tensor:

@@ -75,3 +75,20 @@ def sample(
         rows = staying[:, None] * samples + torch.arange(samples, device=device)
         live, tokens, finished = live[staying], tokens[staying], finished[staying]
     return found
+
+
+def fixed_uniform(samples: int, max_length: int) -> Tensor:
+    """Numbers for samples of one source, (W, L) in [0, 1): always the same."""
+    return torch.rand(samples, max_length, generator=torch.Generator().manual_seed(0))
+
+
+def lengths_of(samples: Tensor, end_token: int) -> Tensor:
+    """(B, W, 1) int64: tokens of each sample (B, W, L), the end token included."""
+    before = (samples != end_token).sum(dim=2, keepdim=True)  # only end tokens follow the first
+    return (before + 1).clamp(max=samples.shape[2])
+
+
+def token_lists(samples: Tensor, end_token: int) -> list[list[list[int]]]:
+    """The tokens of samples (B, W, L), each to its end token or to the last."""
+    lengths = lengths_of(samples, end_token).squeeze(2).tolist()
+    return [[tokens[:length] for tokens, length in zip(*source)] for source in zip(samples.tolist(), lengths)]

@@ -143,8 +143,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
-    asked_for = {"num_beams": options.beams, "consensus_samples": options.consensus}
-    captioner = captioner_from_state(state, device, path, **asked_for)
+    captioner = captioner_from_state(state, device, path, **command_line.search_asked_for(options))
     search = other_search(options, state)
     changes = differences(options, search)
     default_name = results_name(path.stem, options.split, data.split_file, changes)

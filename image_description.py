@@ -21,6 +21,7 @@ from paths import paths_from_options
 from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
 from scoring.calibration import Calibration, calibrated_for, calibration_path, other_search, sureness
+from support.command_line import search_asked_for
 from support.devices import choose_device
 from support.errors import RunError, UsageError
 from training import checkpoints
@@ -70,8 +71,7 @@ def load_chosen(options: argparse.Namespace) -> tuple[Path, Captioner, Calibrati
         raise UsageError(f"{paths['weights']}: the weights that ship are not here: name a captioner with -c")
     else:
         path, state = paths["weights"], checkpoints.load(paths["weights"], "captioner")
-    asked_for = {"num_beams": options.beams, "consensus_samples": options.consensus}
-    captioner = captioner_from_state(state, choose_device(), path, **asked_for)
+    captioner = captioner_from_state(state, choose_device(), path, **search_asked_for(options))
     measured = calibration_path(path, other_search(options, state))
     return path, captioner, calibrations.load(measured, calibrated_for(path, captioner.options))
 

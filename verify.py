@@ -81,9 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="take the figures anew")
     options = parser.parse_args(arguments)
     weights, file = (default_paths()[key] for key in ("weights", "verification"))
+    state = checkpoints.load(weights, "captioner")
     # By the search alone: where a sample falls otherwise, a consensus may choose another caption.
-    state, search = checkpoints.load(weights, "captioner"), {"consensus_samples": 0}
-    captioner = captioner_from_state(state, choose_device(), weights, **search)
+    captioner = captioner_from_state(state, choose_device(), weights, consensus_samples=0)
     images, references = read_images(captioner, default_paths()["example_images"])
     found = measure(replace(captioner, precision=torch.float32), images)
     metrics = score(references, {name: entry["caption"] for name, entry in found.items()})

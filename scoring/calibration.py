@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import StatisticsError, correlation, fmean, stdev
 from typing import Any, TypeVar
 
+from support.command_line import search_asked_for
 from support.files import read_json, write_json
 from training.checkpoints import digest
 from training.config import LATER_KEYS
@@ -129,12 +130,9 @@ def other_search(options: argparse.Namespace, state: dict[str, Any]) -> list[str
         options: of the command line, see `add_search_options`.
         state: what the checkpoint holds.
     """
-    own = LATER_KEYS | state["config"]
-    asked_for = {
-        f"beams{options.beams}": (options.beams, own["num_beams"]),
-        f"consensus{options.consensus}": (options.consensus, own["consensus_samples"]),
-    }
-    return [word for word, (value, usual) in asked_for.items() if value not in (None, usual)]
+    own, words = LATER_KEYS | state["config"], {"num_beams": "beams", "consensus_samples": "consensus"}
+    asked_for = search_asked_for(options).items()
+    return [f"{words[key]}{value}" for key, value in asked_for if value not in (None, own[key])]
 
 
 def calibrated_for(checkpoint: Path, options: BeamSearchOptions) -> dict[str, Any]:

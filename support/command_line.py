@@ -139,6 +139,11 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def search_asked_for(options: argparse.Namespace) -> dict[str, int | None]:
+    """What the search options ask for, by key of the configuration; None: as the checkpoint says."""
+    return {"num_beams": options.beams, "consensus_samples": options.consensus}
+
+
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
     if not re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII):

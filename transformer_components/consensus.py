@@ -42,20 +42,14 @@ def rank_by_consensus(hypotheses: Sequence[Hypothesis], samples: Sequence[Sequen
     Returns:
         The same hypotheses.  Their score is now the mean resemblance to the samples, 0 to 1.
     """
-    scores = agreements([hypothesis.tokens for hypothesis in hypotheses], samples)
-    scored = [replace(hypothesis, score=score) for hypothesis, score in zip(hypotheses, scores)]
-    return sorted(scored, key=lambda hypothesis: -hypothesis.score)
-
-
-def agreements(candidates: Sequence[Sequence[int]], samples: Sequence[Sequence[int]]) -> list[float]:
-    """How like the samples each candidate is on average, 0 to 1; all are token lists of one source."""
     drawn = Counter(map(tuple, samples))  # samples are often equal
     profiles = [(profile(sample), count) for sample, count in drawn.items()]
-    found = []
-    for own in map(profile, candidates):
+    scored = []
+    for hypothesis in hypotheses:
+        own = profile(hypothesis.tokens)
         total = sum(count * resemblance(own, other) for other, count in profiles)
-        found.append(total / len(samples))
-    return found
+        scored.append(replace(hypothesis, score=total / len(samples)))
+    return sorted(scored, key=lambda hypothesis: -hypothesis.score)
 
 
 def profile(tokens: Sequence[int]) -> Profile:

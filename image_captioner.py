@@ -149,6 +149,23 @@ def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tup
     return shuffled[:, num_masked:], shuffled[:, :num_masked]
 
 
+def visible_patches(seeds: Tensor, num_patches: int, dropout: float) -> Tensor | None:
+    """The patches that training shows of each image: it spares time at little cost (Li et al. 2023, FLIP).
+
+    Args:
+        seeds: (B,) int64, one for each image, by which as much else may be drawn: that is independent.
+        num_patches: N.
+        dropout: share of the patches to leave out; one patch always stays.
+
+    Returns:
+        (B, K) positions, int64; None: all of them.
+    """
+    if dropout == 0:
+        return None
+    unseen = min(round(num_patches * dropout), num_patches - 1)
+    return hashed_noise(~seeds, num_patches).argsort(dim=1)[:, unseen:]
+
+
 def normalize_patches(patches: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     """Each patch (B, M, P·P·3) at mean 0 and variance 1, a sharper target (He et al. 2021, section 4.1).
 
@@ -217,23 +234,12 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, shape: AutoEncoderShape):
         super().__init__()
-        # The share of an image's patches that training leaves out, others each time, where no `kept` says
-        # which: it spares time at little cost (Li et al. 2023, arXiv:2212.00794).
-        self.patch_dropout = 0.0
         self.patch_embedding = PatchEmbedding(shape)
         self.dropout = nn.Dropout(shape.encoder.dropout)
         self.transformer = TransformerEncoder(shape.encoder)
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) to the features (B, K, D) of the kept patches, or of all N.
-
-        In training without `kept` they are those of a random share of the patches; see `patch_dropout`.
-        """
-        if kept is None and self.training and self.patch_dropout:
-            num_patches = len(self.patch_embedding.positions)
-            noise = torch.rand(len(images), num_patches, device=images.device)
-            unseen = min(round(num_patches * self.patch_dropout), num_patches - 1)
-            kept = noise.argsort(dim=1)[:, unseen:]  # (B, K)
+        """Images (B, 3, H, W) to the features (B, K, D) of the kept patches, or of all N."""
         return self.transformer(self.dropout(self.patch_embedding(images, kept)))
 
 

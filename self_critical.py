@@ -192,10 +192,18 @@ class SelfCritical:
         captioner: whose model learns.
         reward: what its captions are worth.
         num_samples: W, captions drawn of each image, at least 2.
+        visible: from the images' seeds (B,) the patches (B, S) that the encoder sees in training; None: all.
     """
 
-    def __init__(self, captioner: Captioner, reward: CiderReward, num_samples: int):
+    def __init__(
+        self,
+        captioner: Captioner,
+        reward: CiderReward,
+        num_samples: int,
+        visible: Callable[[Tensor], Tensor | None] | None = None,
+    ):
         self.captioner, self.reward, self.num_samples = captioner, reward, num_samples
+        self.visible = visible
         self.start_token, self.end_token, self.forbidden = captioner.special_tokens
         self._forbidden = torch.tensor(self.forbidden, device=captioner.device)
         self._reset()
@@ -203,7 +211,8 @@ class SelfCritical:
     def loss(self, network: nn.Module, batch: Images) -> tuple[Tensor, Tensor]:
         """The negative mean reward, with the gradient that the samples estimate.
 
-        Dropout is off, in sampling as in learning: the gradient is that of the policy that drew the samples.
+        The gradient is that of the policy that drew the samples: dropout is off in drawing and in learning,
+        and both see the same patches.
 
         Args:
             network: the model, compiled or distributed or neither.
@@ -213,20 +222,22 @@ class SelfCritical:
             The loss, and how many samples it is over.
         """
         model = self.captioner.model
-        images = normalize(batch.images)
+        images, learning = normalize(batch.images), torch.is_grad_enabled()
+        kept = self.visible(batch.seeds) if self.visible and learning else None  # (B, S)
         with evaluating(model):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and network is model):
-                memory = model.encoder(images)  # (B, S, D)
+            with torch.set_grad_enabled(learning and network is model):
+                memory = model.encoder(images, kept)  # (B, S, D)
             samples = self.sample(model, memory.detach(), batch.seeds)  # (B, W, L)
             on_host, image_ids = samples.cpu(), batch.image_ids.tolist()  # here alone it waits for the device
             length = int(lengths_of(on_host, self.end_token).max())
             # Encoded once, where nothing but the model itself must see the pass.
             memory = memory if network is model else None
-            log_probability = self.log_probability(network, images, samples[:, :, :length], memory)  # (B, W)
+            samples = samples[:, :, :length]
+            log_probability = self.log_probability(network, images, samples, memory, kept)  # (B, W)
         # A GPU works on that pass while the rewards are computed here.
         tokens = token_lists(on_host, self.end_token)
         rewards = torch.tensor(self.reward(image_ids, tokens)).to(images.device, non_blocking=True)  # (B, W)
-        if not torch.is_grad_enabled():
+        if not learning:
             self._count(tokens)
         surrogate = -(advantages(rewards) * log_probability).mean()
         # Its value means nothing, its gradient is the estimate; the other way round with the mean reward.
@@ -240,7 +251,12 @@ class SelfCritical:
         return model.sample(memory, uniform, self.start_token, self.end_token, self.forbidden)
 
     def log_probability(
-        self, network: nn.Module, images: Tensor, samples: Tensor, memory: Tensor | None = None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        samples: Tensor,
+        memory: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """What the model gives each sample as a whole, with gradients: (B, W) from samples (B, W, T).
 
@@ -249,11 +265,12 @@ class SelfCritical:
             images: (B, 3, H, W), normalized.
             samples: from `sample`.
             memory: (B, S, D), if the images are encoded already.
+            kept: (B, S) int64, the patches to see, if they are not; None: all.
         """
         labels = samples.flatten(0, 1)  # (B·W, T)
         inputs = F.pad(labels[:, :-1], (1, 0), value=self.start_token)
         if memory is None:
-            logits = network(images, inputs)  # (B·W, T, V)
+            logits = network(images, inputs, kept=kept)  # (B·W, T, V)
         else:
             logits = self.captioner.model.decoder(inputs, memory)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -294,10 +311,15 @@ class SelfCritical:
         self._samples = self._distinct = self._ended = 0
 
 
-def new_critic(captioner: Captioner, data: CocoData, num_samples: int) -> SelfCritical:
+def new_critic(
+    captioner: Captioner,
+    data: CocoData,
+    num_samples: int,
+    visible: Callable[[Tensor], Tensor | None] | None = None,
+) -> SelfCritical:
     """The stage's loss function on some data, all of whose captions it reads and counts."""
     reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer)
-    return SelfCritical(captioner, reward, num_samples)
+    return SelfCritical(captioner, reward, num_samples, visible)
 
 
 def advantages(rewards: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ At the end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, all
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, 
 from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
 from coco_samples import CaptionBatch
 from evaluate_captioner import EvaluationConfig, caption_split, require_references, score_captions, scoring_of
-from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder
+from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder, visible_patches
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
 from paths import paths_from_options
@@ -125,14 +126,18 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     if pretrained:
         load_encoder(captioner.model.encoder, pretrained["model"])
     set_drop_path(captioner.model.encoder.transformer.layers, config.drop_path)
-    captioner.model.encoder.patch_dropout = config.patch_dropout
     layer_decay = 1.0 if from_scratch else config.layer_decay
     groups = parameter_groups(captioner.model, config.learning_rate, layer_decay)
     optimizer = adamw(captioner.model, groups, config)
     scheduler = warmup_then_cosine(config)
     data = run.data.for_training(["train"], encoder.image_size, run.checkpoint)
-    critic = new_critic(captioner, data, config.self_critical_samples) if options.self_critical else None
-    pair_loss = partial(caption_loss, pad_id=captioner.pad_id, label_smoothing=config.label_smoothing)
+    visible = partial(visible_patches, num_patches=encoder.num_patches, dropout=config.patch_dropout)
+    critic = (
+        new_critic(captioner, data, config.self_critical_samples, visible) if options.self_critical else None
+    )
+    pair_loss = partial(
+        caption_loss, pad_id=captioner.pad_id, label_smoothing=config.label_smoothing, visible=visible
+    )
     loss_fn, make_loaders = (critic.loss, image_loaders) if critic else (pair_loss, pair_loaders)
     train_loader, val_loader = make_loaders(config, data, captioner, options.subset)
     image_loader = reference_loader(config, data, captioner, options.subset)
@@ -271,15 +276,28 @@ def choose_tokenizer(run: Run[CaptionerConfig]) -> Tokenizer:
 
 
 def caption_loss(
-    network: nn.Module, batch: CaptionBatch, pad_id: int, label_smoothing: float
+    network: nn.Module,
+    batch: CaptionBatch,
+    pad_id: int,
+    label_smoothing: float,
+    visible: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of each next token, with label smoothing (Szegedy et al. 2016, section 7).
+
+    Args:
+        network: the model, compiled or distributed or neither.
+        batch: images and captions.
+        pad_id: the token that fills captions up.
+        label_smoothing: the share of the probability that goes to all tokens alike.
+        visible: from the images' seeds (B,) the patches (B, K) that the encoder sees in training; None: all,
+            as in validation.
 
     Returns:
         The mean, and how many tokens it is over: all but the padding.
     """
     inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]  # (B, T): the label of a token is the next one
-    logits = network(normalize(batch.images), inputs)  # (B, T, V)
+    kept = visible(batch.seeds) if visible and torch.is_grad_enabled() else None
+    logits = network(normalize(batch.images), inputs, kept=kept)  # (B, T, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over V is none for bfloat16
     loss = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=pad_id, label_smoothing=label_smoothing

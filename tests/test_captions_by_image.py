@@ -1,12 +1,15 @@
 """Captions by image compute what pairs do: the same pairs, the same loss, the same gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from coco.data import CocoData
 from coco.tokenizer import PAD, load_tokenizer
 from coco_loader import CaptFirstDataset, ImageCaptionsDataset, LoaderOptions, get_coco_loader
-from image_transforms import EvaluationTransform, TrainingTransform, load_image
+from image_captioner import visible_patches
+from image_transforms import EvaluationTransform, TrainingTransform, load_image, normalize
 from tests.captioner_cases import random_model
 from train_captioner import caption_loss
 
@@ -107,7 +110,7 @@ def test_loss_and_gradients_are_those_of_the_pairs_taken_one_by_one(uneven_coco)
         options = LoaderOptions(captions_per_image=per_image)
         for batch in get_coco_loader("train", batch_size, options=options, **arguments):
             loss, weight = caption_loss(
-                lambda images, tokens: model(images.double(), tokens), batch, pad_id, 0.1
+                lambda images, tokens, kept: model(images.double(), tokens, kept=kept), batch, pad_id, 0.1
             )
             loss_sum, weight_sum = loss_sum + loss * weight, weight_sum + weight
         (loss_sum / weight_sum).backward()
@@ -116,6 +119,23 @@ def test_loss_and_gradients_are_those_of_the_pairs_taken_one_by_one(uneven_coco)
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-10)
     for one, other in zip(*gradients):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_training_sees_the_patches_that_the_seeds_draw_and_validation_all(uneven_coco):
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(uneven_coco["tokenizer"])
+    model, pad_id = random_model(tokenizer.get_vocab_size(), 30, image_size=16), tokenizer.token_to_id(PAD)
+    arguments = {"transform": EvaluationTransform(16), "data": CocoData(uneven_coco)}
+    (batch, *_) = get_coco_loader("train", 6, options=LoaderOptions(captions_per_image=5), **arguments)
+    half = partial(visible_patches, num_patches=4, dropout=0.5)
+    memory = model.encoder(normalize(batch.images), half(batch.seeds))
+    assert memory.shape[1] == 2
+    by_hand, _ = caption_loss(lambda _, tokens, kept: model.decoder(tokens, memory), batch, pad_id, 0.1)
+    assert caption_loss(model, batch, pad_id, 0.1, half)[0] == by_hand
+    everything, _ = caption_loss(model, batch, pad_id, 0.1)
+    assert by_hand != everything
+    with torch.no_grad():
+        assert caption_loss(model, batch, pad_id, 0.1, half)[0] == everything
 
 
 def test_sequences_of_one_memory_side_by_side_equal_memories_repeated():

@@ -24,7 +24,7 @@ def run(make_tiny_coco, tmp_path):
     """
     paths = make_tiny_coco(train=7, val=4, unlabeled=2)
     encoder = {"encoder": ONE_LAYER | {}, "decoder": ONE_LAYER, "batch_size": 4, "total_epochs": 2}
-    captioner = {"decoder": ONE_LAYER, "unfreeze_start_epoch": 3, "total_epochs": 3}
+    captioner = {"decoder": ONE_LAYER, "unfreeze_start_epoch": 3, "total_epochs": 3, "patch_dropout": 0.5}
 
     def start(stage: str, out: Path, compiled: bool, train: Callable = train_here) -> None:
         if stage == "encoder":

@@ -1,6 +1,7 @@
 """Two processes under torchrun train and evaluate as one does."""
 
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import evaluate_captioner
 import train_captioner
 from coco.data import CocoData
 from coco_loader import LoaderOptions, get_coco_loader
-from image_captioner import ImageAutoEncoder, build_captioner
+from image_captioner import ImageAutoEncoder, build_captioner, visible_patches
 from image_transforms import TrainingTransform
 from support.configuration import load_config
 from tests.process_cases import TORCHRUN
@@ -196,9 +197,10 @@ def save_gradients(rank: int, world_size: int, paths: dict, configs: dict, folde
         "encoder": ImageAutoEncoder(mae),
         "captioner": build_captioner(mae, dataclasses.replace(captioner, vocabulary_size=40)),
     }
+    half = functools.partial(visible_patches, num_patches=mae.num_patches, dropout=0.5)
     losses = {
         "encoder": lambda network, batch: reconstruction_loss(network, batch, mae),
-        "captioner": lambda network, batch: caption_loss(network, batch, 0, 0.1),
+        "captioner": lambda network, batch: caption_loss(network, batch, 0, 0.1, half),
     }
     gradients: dict[str, list] = {}
     for stage, config in (("encoder", mae), ("captioner", captioner)):

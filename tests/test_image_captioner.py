@@ -25,7 +25,9 @@ from image_captioner import (
     select_patches,
     unnormalize_patches,
     unpatchify,
+    visible_patches,
 )
+from training.sampling import hashed_noise
 from transformer_components.beam_search import BeamSearchOptions, beam_search
 from transformer_components.sublayers import StackConfig
 
@@ -192,28 +194,27 @@ def test_masked_pixels_cannot_be_seen():
 
 
 @pytest.mark.parametrize(("rate", "seen"), [(0.5, 5), (0.75, 2), (0.99, 1), (0.01, 9)])
-def test_patch_dropout_shows_a_random_share_in_training_and_all_in_evaluation(rate, seen):
-    torch.manual_seed(0)
-    encoder, kept = ImageEncoder(shape()).train(), []
-    encoder.patch_dropout = rate
-    encoder.patch_embedding.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[1]))
-    images = draw_images(300)
-    features = encoder(images)
-    assert features.shape == (300, seen, 16)
-    (shown,) = kept
-    torch.testing.assert_close(features, encoder.eval()(images, shown))
+def test_patch_dropout_shows_a_random_share_by_the_seeds_alone(rate, seen):
+    seeds = torch.arange(300) * 7919
+    shown = visible_patches(seeds, PATCHES, rate)
+    assert shown.shape == (300, seen)
     assert all(len(set(row)) == seen for row in shown.tolist())  # none of them twice
     shares = torch.bincount(shown.flatten(), minlength=PATCHES) / 300
     torch.testing.assert_close(shares, torch.full((PATCHES,), seen / PATCHES), rtol=0, atol=0.12)  # 4 errors
-    everything = torch.arange(PATCHES).expand(300, -1)
-    torch.testing.assert_close(encoder(images), encoder(images, everything))
+    assert torch.equal(visible_patches(seeds[7:8], PATCHES, rate), shown[7:8])
 
 
-def test_patch_dropout_leaves_the_masks_of_pre_training_alone():
-    model, (kept, masked) = autoencoder().train(), draw_masks(2)
-    expected = model(draw_images(2), kept, masked)
-    model.encoder.patch_dropout = 0.5
-    assert torch.equal(model(draw_images(2), kept, masked), expected)
+def test_which_patches_are_shown_says_nothing_about_what_else_the_seeds_draw():
+    """The stage that learns from samples draws these by the same seeds: u < 1/2 tells nothing of a patch."""
+    seeds = torch.arange(4000)
+    shown = torch.zeros(4000, PATCHES).scatter_(1, visible_patches(seeds, PATCHES, 0.5), 1.0)
+    others = (hashed_noise(seeds, PATCHES) > 0).float()
+    correlation = torch.corrcoef(torch.cat([shown, others], dim=1).T)[:PATCHES, PATCHES:]
+    assert correlation.abs().max() < 0.08  # 5 errors
+
+
+def test_no_patch_dropout_is_no_choice():
+    assert visible_patches(torch.arange(3), PATCHES, 0.0) is None
 
 
 @pytest.mark.parametrize("encoder_size", [12, 16])

@@ -1,6 +1,7 @@
 """The self-critical stage: reward, gradient, learning, resume."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from coco.tokenizer import EOS
+from image_captioner import visible_patches
 from image_transforms import normalize
 from scoring.metrics import Cider, image_scores, image_statistics, ptb_tokenize
 from self_critical import CiderReward, Images, SelfCritical, advantages
@@ -82,15 +84,15 @@ class TinyPolicy(torch.nn.Module):
     def __init__(self, vocabulary: int):
         super().__init__()
         self.table = torch.nn.Parameter(torch.randn(vocabulary, vocabulary, dtype=torch.float64))
-        self.encoder = lambda images: images.mean(dim=(1, 2, 3)).double()[:, None, None]
+        self.encoder = lambda images, kept: images.mean(dim=(1, 2, 3)).double()[:, None, None]
         self.decoder = lambda tokens, memory: self._logits(tokens, memory)
 
     def _logits(self, tokens, memory):
         shift = memory.repeat_interleave(len(tokens) // len(memory), dim=0)  # (B·W, 1, 1)
         return self.table[tokens] * (1 + shift)
 
-    def forward(self, images, tokens):
-        return self._logits(tokens, self.encoder(images))
+    def forward(self, images, tokens, kept):
+        return self._logits(tokens, self.encoder(images, kept))
 
 
 @pytest.mark.parametrize("as_network", [True, False])
@@ -114,7 +116,7 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(captioner, as_netwo
     def log_probabilities() -> torch.Tensor:
         logits = policy.table.clone()
         logits[:, [v for v in range(vocabulary) if v not in words]] = float("-inf")
-        shift = policy.encoder(normalize(batch.images))[0, 0, 0]
+        shift = policy.encoder(normalize(batch.images), None)[0, 0, 0]
         table = (logits * (1 + shift)).log_softmax(1)
         return torch.stack([sum(table[a, b] for a, b in zip((start, *s[:-1]), s)) for s in sequences])
 
@@ -123,7 +125,7 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(captioner, as_netwo
     expected_reward = (probabilities * torch.tensor([worth[s] for s in sequences], dtype=torch.float64)).sum()
     (expected,) = torch.autograd.grad(-expected_reward, policy.table)
 
-    network = policy if as_network else lambda images, tokens: policy(images, tokens)
+    network = policy if as_network else lambda *inputs, kept: policy(*inputs, kept)
     total, value = torch.zeros_like(expected), 0.0
     for pair in itertools.product(range(len(sequences)), repeat=2):
         probability = probabilities[list(pair)].prod().detach()
@@ -139,12 +141,13 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(captioner, as_netwo
     assert value == pytest.approx(-float(expected_reward.detach()), abs=1e-6)
 
 
+@pytest.mark.parametrize("visible", [None, partial(visible_patches, num_patches=16, dropout=0.5)])
 @pytest.mark.parametrize("as_network", [True, False])
 def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_drawn_with(
-    captioner, reward, as_network
+    captioner, reward, as_network, visible
 ):
     """The oracle decodes token by token.  In training mode, too: dropout would make it another policy."""
-    stage, model, passes = SelfCritical(captioner, reward, 4), captioner.model.train(), []
+    stage, model, passes = SelfCritical(captioner, reward, 4, visible), captioner.model.train(), []
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.5
@@ -156,10 +159,12 @@ def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_
     )
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     batch = Images(images, torch.tensor([1, 2, 3]), torch.arange(3))
-    stage.loss(model if as_network else lambda *inputs: model(*inputs), batch)
+    stage.loss(model if as_network else lambda *inputs, kept: model(*inputs, kept=kept), batch)
     assert all(module.training for module in model.modules())
     ((samples, found),) = passes
-    memory = model.eval().encoder(normalize(images)).detach()
+    kept = visible and visible(batch.seeds)
+    memory = model.eval().encoder(normalize(images), kept).detach()
+    assert memory.shape[1] == (8 if visible else 16)
     drawn = token_lists(samples, stage.end_token)
     for b, w in itertools.product(range(3), range(4)):
         total, last, cache = 0.0, stage.start_token, model.decoder.new_cache(memory[b : b + 1])
@@ -170,6 +175,14 @@ def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_
         assert found[b, w].item() == pytest.approx(total, abs=1e-4)
     assert len(set(map(tuple, drawn[0]))) > 1
     assert {len(tokens) for image in drawn for tokens in image} != {24}
+
+
+def test_validation_sees_all_patches(captioner, reward):
+    batch = Images(torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8), torch.arange(1, 4), torch.arange(3))
+    half = partial(visible_patches, num_patches=16, dropout=0.5)
+    with torch.no_grad():
+        losses = [SelfCritical(captioner, reward, 4, v).loss(captioner.model, batch)[0] for v in (None, half)]
+    assert losses[0] == losses[1] != 0
 
 
 def test_the_gauges_count_the_samples_of_a_validation(captioner, reward):

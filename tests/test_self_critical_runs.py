@@ -19,7 +19,7 @@ from training.optimizer import WeightAverage
 CHANGES = {
     "decoder": {**ONE_LAYER}, "batch_size": 4, "total_epochs": 30, "learning_rate": 1e-2, "eval_freq": 1,
     "self_critical_epochs": 2, "self_critical_learning_rate": 1e-3, "self_critical_samples": 3,
-    "keep_checkpoints": 99,
+    "keep_checkpoints": 99, "patch_dropout": 0.5,
 }  # fmt: skip
 
 

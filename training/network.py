@@ -66,7 +66,7 @@ def wrap(
         graphs = {"mode": "reduce-overhead"} if records_graphs(device, uneven, accumulation_steps) else {}
         network = torch.compile(network, backend=BACKENDS[device.type], **graphs)
         if uneven:
-            network.register_forward_pre_hook(_mark_dynamic)
+            network.register_forward_pre_hook(_mark_dynamic, with_kwargs=True)
     if distributed.world_size() > 1:
         network = nn.parallel.DistributedDataParallel(network)
     return network
@@ -89,8 +89,12 @@ def can_compile(device: torch.device) -> bool:
     return device.type in BACKENDS and not too_old
 
 
-def _mark_dynamic(_: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+def _mark_dynamic(
+    _: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor], named: dict[str, torch.Tensor | None]
+) -> None:
     images, tokens = inputs
+    if (kept := named.get("kept")) is not None:
+        torch._dynamo.maybe_mark_dynamic(kept, 0)
     torch._dynamo.maybe_mark_dynamic(images, 0)
     torch._dynamo.maybe_mark_dynamic(tokens, (0, 1))
 

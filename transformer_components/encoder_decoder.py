@@ -33,15 +33,23 @@ class TransformerEncoderDecoder(nn.Module):
         self.decoder = decoder
         self.static_decoding, self.static_sampling = StaticDecoding(), StaticDecoding()
 
-    def forward(self, source: Tensor, tokens: Tensor, cross_weights: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        source: Tensor,
+        tokens: Tensor,
+        cross_weights: list[Tensor] | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, T, V) of the token that follows each of tokens (B, T).
 
         Args:
             source: what the encoder takes.
             tokens: (B, T) int64; or (B·C, T), C sequences of each source side by side, which is encoded once.
             cross_weights: a list to which each decoder layer appends where it looked, (B, H, T, S).
+            kept: (B, S) int64, what of the source the encoder is to see, if it can be told; None: all.
         """
-        return self.decoder(tokens, self.encoder(source), cross_weights=cross_weights)
+        memory = self.encoder(source) if kept is None else self.encoder(source, kept)  # (B, S, M)
+        return self.decoder(tokens, memory, cross_weights=cross_weights)
 
     @torch.no_grad()  # in inference mode autocast would cast all weights anew for every token
     def generate(

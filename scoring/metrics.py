@@ -23,6 +23,7 @@ import torch
 
 from scoring.ptb_tokenizer import ptb_tokenize
 from support.errors import UsageError
+from transformer_components.resemblance import ORDERS, NgramVector, count_ngrams, ngram_vector, resemblance
 
 __all__ = [
     "METRICS",
@@ -36,15 +37,12 @@ __all__ = [
 ]
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
-ORDERS = (1, 2, 3, 4)  # the lengths of n-grams
 ROUGE_BETA = 1.2  # recall weighs this much more than precision
-CIDER_SIGMA = 6.0  # width of the Gaussian that punishes a difference in length, in words
 # The official evaluation's guards against 0 / 0.  They show in the BLEU of single images, where an order
 # without any match gives a figure such as 5.9e-9 instead of 0.
 TINY, SMALL = 1e-15, 1e-9
 
 Tokenize = Callable[[list[str]], list[str]]  # of each caption its tokens, joined by blanks
-Counts = Counter[tuple[str, ...]]  # how often a caption says each of its n-grams, of all four orders
 
 
 @dataclass(frozen=True)
@@ -222,15 +220,6 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
     return len(first) - row.bit_count()
 
 
-@dataclass(frozen=True)
-class CiderVector:
-    """A caption as CIDEr sees it: n-grams weigh by how often it says them and how rarely other images' do."""
-
-    weights: dict[tuple[str, ...], float]
-    norms: list[float]  # Euclidean, one for each order
-    length: int  # in words
-
-
 class Cider:
     """CIDEr-D with the word weights of some images: an n-gram weighs by how few of them have it.
 
@@ -241,25 +230,23 @@ class Cider:
     def __init__(self, references: Iterable[list[list[str]]]):
         images_with, images = Counter(), 0
         for captions in references:
-            images_with.update(set().union(*map(_count_ngrams, captions)))
+            images_with.update(set().union(*map(count_ngrams, captions)))
             images += 1
         self._log_images = math.log(images)
         self._rarity = {ngram: self._log_images - math.log(count) for ngram, count in images_with.items()}
 
-    def vector(self, words: list[str]) -> CiderVector:
+    def vector(self, words: list[str]) -> NgramVector:
         """A caption, ready to be compared with others."""
-        counts = _count_ngrams(words)
         unseen = self._log_images
-        weights = {ngram: count * self._rarity.get(ngram, unseen) for ngram, count in counts.items()}
-        squares = [0.0] * len(ORDERS)
-        for ngram, weight in weights.items():
-            squares[len(ngram) - 1] += weight * weight
-        return CiderVector(weights, [math.sqrt(square) for square in squares], len(words))
+        weights = {
+            ngram: count * self._rarity.get(ngram, unseen) for ngram, count in count_ngrams(words).items()
+        }
+        return ngram_vector(weights, len(words))
 
     @staticmethod
-    def score(hypothesis: CiderVector, references: list[CiderVector]) -> float:
-        """Mean similarity of a caption to the references of its image, over all orders, times 10."""
-        return 10 * sum(_similarity(hypothesis, reference) for reference in references) / len(references)
+    def score(hypothesis: NgramVector, references: list[NgramVector]) -> float:
+        """Mean resemblance of a caption to the references of its image, over all orders, times 10."""
+        return 10 * sum(resemblance(hypothesis, reference) for reference in references) / len(references)
 
 
 def _cider(hypotheses: list[list[str]], references: list[list[list[str]]]) -> list[float]:
@@ -269,25 +256,6 @@ def _cider(hypotheses: list[list[str]], references: list[list[list[str]]]) -> li
         cider.score(cider.vector(words), [cider.vector(reference) for reference in captions])
         for words, captions in zip(hypotheses, references)
     ]
-
-
-def _count_ngrams(words: list[str]) -> Counts:
-    counts = Counter()
-    for n in ORDERS:
-        counts.update(zip(*(words[start:] for start in range(n))))
-    return counts
-
-
-def _similarity(hypothesis: CiderVector, reference: CiderVector) -> float:
-    """Cosine, averaged over orders; words beyond the reference's own gain nothing, another length loses."""
-    products = [0.0] * len(ORDERS)
-    for ngram, weight in hypothesis.weights.items():
-        other = reference.weights.get(ngram, 0.0)
-        products[len(ngram) - 1] += min(weight, other) * other
-    norms = [a * b for a, b in zip(hypothesis.norms, reference.norms)]
-    cosine = sum(product / norm for product, norm in zip(products, norms) if norm) / len(ORDERS)
-    difference = hypothesis.length - reference.length
-    return cosine * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
 
 
 def _check(references: dict[int, list[str]], hypotheses: dict[int, str]) -> None:

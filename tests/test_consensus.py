@@ -1,6 +1,6 @@
 """Consensus: the hypothesis that a model's own samples agree on.
 
-Oracles: CIDEr-D as the metrics compute it, and brute force.
+Oracles: CIDEr-D by its formula, and brute force.
 """
 
 import dataclasses
@@ -8,13 +8,14 @@ import itertools
 import random
 from operator import itemgetter
 
+import numpy as np
 import pytest
 import torch
 
-from scoring.metrics import Cider
 from tests.static_cases import CONTEXT, END, PAD, START, UNKNOWN, random_images, restless_captioner
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis
-from transformer_components.consensus import profile, rank_by_consensus, resemblance
+from transformer_components.consensus import rank_by_consensus
+from transformer_components.resemblance import count_ngrams, ngram_vector, resemblance
 from transformer_components.sampling import fixed_uniform, token_lists
 
 FORBIDDEN = [PAD, START, UNKNOWN]
@@ -29,29 +30,41 @@ def random_tokens(draw: random.Random) -> list[int]:
     return [draw.randrange(5) for _ in range(draw.randint(1, 14))]
 
 
-def cider_without_weights() -> Cider:
-    """CIDEr-D in which every n-gram weighs 1."""
-    cider = Cider([[["nothing"]]])
-    cider._rarity, cider._log_images = {}, 1.0
-    return cider
+def vector_of(tokens: list[int]):
+    return ngram_vector(count_ngrams(tokens), len(tokens))
 
 
-def test_resemblance_is_cider_d_without_word_weights():
-    draw, cider = random.Random(0), cider_without_weights()
+def by_the_formula(one: list[int], other: list[int]) -> float:
+    """CIDEr-D's equation 5 (Vedantam et al. 2015), every n-gram weighing 1, as dense vectors."""
+    total = 0.0
+    for n in (1, 2, 3, 4):
+        first, second = (
+            [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)] for tokens in (one, other)
+        )
+        axes = sorted({*first, *second})
+        g, h = (np.array([float(ngrams.count(axis)) for axis in axes]) for ngrams in (first, second))
+        if g.any() and h.any():
+            total += np.minimum(g, h) @ h / (np.linalg.norm(g) * np.linalg.norm(h))
+    return total / 4 * np.exp(-((len(one) - len(other)) ** 2) / (2 * 6.0**2))
+
+
+def test_resemblance_is_cider_d_s_formula():
+    draw = random.Random(0)
     for _ in range(300):
         first, second = random_tokens(draw), random_tokens(draw)
-        expected = cider.score(cider.vector(first), [cider.vector(second)]) / 10
-        assert resemblance(profile(first), profile(second)) == pytest.approx(expected, abs=1e-12)
+        expected = by_the_formula(first, second)
+        assert resemblance(vector_of(first), vector_of(second)) == pytest.approx(expected, abs=1e-12)
         assert 0 <= expected <= 1
 
 
 def test_hypotheses_are_ranked_by_their_mean_resemblance_to_the_samples():
-    draw, cider = random.Random(1), cider_without_weights()
+    draw = random.Random(1)
     samples = [random_tokens(draw) for _ in range(9)]
     samples += samples[:4]  # what is drawn twice counts twice
     hypotheses = [hypothesis(random_tokens(draw)) for _ in range(7)]
-    references = [cider.vector(sample) for sample in samples]
-    expected = {tuple(h.tokens): cider.score(cider.vector(h.tokens), references) / 10 for h in hypotheses}
+    expected = {
+        tuple(h.tokens): sum(by_the_formula(h.tokens, sample) for sample in samples) / 13 for h in hypotheses
+    }
     found = rank_by_consensus(hypotheses, samples)
     assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
     assert len({h.score for h in found}) > 4
@@ -72,7 +85,7 @@ def test_a_sample_of_itself_is_full_agreement():
 
 
 def agreement(tokens: list[int], samples: list[list[int]]) -> float:
-    return sum(resemblance(profile(tokens), profile(sample)) for sample in samples) / len(samples)
+    return sum(resemblance(vector_of(tokens), vector_of(sample)) for sample in samples) / len(samples)
 
 
 def options(**changes) -> BeamSearchOptions:

@@ -24,7 +24,6 @@ from support import command_line, interrupts
 from support.configuration import at_least, bounded, config_part
 from support.devices import Precision, autocast, decoding_precision, describe, parameters_in_words
 from training import checkpoints
-from training.config import LATER_KEYS
 from training.contents import require_weights
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis
 from transformer_components.encoder_decoder import TransformerEncoderDecoder
@@ -198,7 +197,7 @@ def require_captioner(
     Raises:
         UsageError: sizes, tokenizer and weights are not of one captioner; nothing has been allocated by them.
     """
-    config = config_part(LATER_KEYS | state["config"], CaptioningConfig, f"{path}: config")
+    config = config_part(state["config"], CaptioningConfig, f"{path}: config")
     encoder = saved_encoder(path, state)
     tokenizer = parse_tokenizer(state["tokenizer"], f"{path}: its tokenizer")
     require_weights(

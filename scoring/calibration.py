@@ -31,7 +31,6 @@ from typing import Any, TypeVar
 from support.command_line import search_asked_for
 from support.files import read_json, write_json
 from training.checkpoints import digest
-from training.config import LATER_KEYS
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis
 
 BINS = 10  # at most
@@ -130,7 +129,7 @@ def other_search(options: argparse.Namespace, state: dict[str, Any]) -> list[str
         options: of the command line, see `add_search_options`.
         state: what the checkpoint holds.
     """
-    own, words = LATER_KEYS | state["config"], {"num_beams": "beams", "consensus_samples": "consensus"}
+    own, words = state["config"], {"num_beams": "beams", "consensus_samples": "consensus"}
     asked_for = search_asked_for(options).items()
     return [f"{words[key]}{value}" for key, value in asked_for if value not in (None, own[key])]
 

@@ -372,6 +372,25 @@ def test_a_captioner_saved_before_it_kept_the_whole_autoencoders_shape_still_res
     assert resumed["encoder"].keys() == whole["encoder"].keys() > {"image_size", "patch_size", "encoder"}
 
 
+@pytest.mark.parametrize(("stage", "later"), [("encoder", 4), ("captioner", 10)])
+def test_a_checkpoint_that_is_older_than_some_keys_means_what_they_were_by_default(
+    run, tmp_path, stage, later
+):
+    """A resume trains on to the same weights, and saves all keys."""
+    run(stage, "whole", "--epochs", "2")
+    run(stage, "out", "--epochs", "1")
+    path, state = checkpoints.load_named(tmp_path / "out" / stage, "last", stage)
+    keys = checkpoints.LATER_KEYS | checkpoints.LATER_KEYS_OF[stage]
+    assert len(keys) == later
+    old = {key: value for key, value in state["config"].items() if key not in keys}
+    assert len(old) == len(state["config"]) - later
+    checkpoints.save(path, state | {"config": old})
+    run(stage, "out", "-c", "last", "--epochs", "2")
+    whole, resumed = (state_of(tmp_path / out, stage) for out in ("whole", "out"))
+    assert_same(whole["model"], resumed["model"])
+    assert resumed["config"].keys() == whole["config"].keys()
+
+
 def test_one_json_line_an_epoch_and_no_line_of_another_past(run, tmp_path):
     run("encoder", "out", "--epochs", "3")
     run("encoder", "out", "-c", "checkpoint1.pt", "--epochs", "2")

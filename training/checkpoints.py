@@ -35,6 +35,20 @@ from training.contents import require_parts
 SCHEMA = 1
 STAGES = ("encoder", "captioner")
 RENAMED = {"pictures": "resized_to"}  # parts of older checkpoints, and what they are called now
+# What held, or nearly, before configurations had these keys.
+LATER_KEYS = {"loading_timeout": 60.0, "cache_images": False, "ema_decay": 0.0}
+LATER_KEYS_OF = {
+    "encoder": {"crops_per_image": 1},
+    "captioner": {
+        "drop_path": 0.0,
+        "patch_dropout": 0.0,
+        "self_critical_epochs": 5,
+        "self_critical_learning_rate": 1e-5,
+        "self_critical_samples": 5,
+        "self_critical_ema_decay": None,
+        "consensus_samples": 0,
+    },
+}
 TORCH_FLOOR = (2, 11)  # older ones: weights_only=True can be broken out of (CVE-2025-32434, CVE-2026-24747)
 
 TRAILER = 2 + len("sha256:") + 64
@@ -121,7 +135,7 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
 
 
 def _of_this_version(path: Path, state: dict[str, Any], stage: str | None) -> dict[str, Any]:
-    """The state, if it has this schema and is of that stage, with its parts by today's names."""
+    """The state, if it has this schema and is of that stage, with its parts and its keys by today's names."""
     if state.get("schema") != SCHEMA:
         found = f"{state.get('schema')!r:.40}"
         raise UsageError(
@@ -134,6 +148,7 @@ def _of_this_version(path: Path, state: dict[str, Any], stage: str | None) -> di
             state.setdefault(new, state.pop(old))
     if stage is not None:
         require_parts(path, state)
+        state["config"] = LATER_KEYS | LATER_KEYS_OF[stage] | state["config"]
     return state
 
 

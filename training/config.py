@@ -79,27 +79,6 @@ class TrainingConfig:
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-LATER_KEYS = {
-    "loading_timeout": 60.0,
-    "cache_images": False,
-    "ema_decay": 0.0,
-    "crops_per_image": 1,
-    "drop_path": 0.0,
-    "patch_dropout": 0.0,
-    "self_critical_epochs": 5,
-    "self_critical_learning_rate": 1e-5,
-    "self_critical_samples": 5,
-    "self_critical_ema_decay": None,
-    "consensus_samples": 0,
-}  # what held, or nearly, before checkpoints had these keys
-
-
-def saved_config(config_class: type[Config], resume: dict[str, Any], source: str) -> Config:
-    """The configuration that a checkpoint holds, also one that is older than some key; `source` names it."""
-    saved = resume["config"]
-    later = {field.name: LATER_KEYS[field.name] for field in fields(config_class) if field.name in LATER_KEYS}
-    return config_from_dict(later | saved if isinstance(saved, dict) else saved, config_class, source)
-
 
 def run_config(
     config_class: type[Config],
@@ -123,7 +102,7 @@ def run_config(
     if resume is None:
         return load_config(named or default, config_class, changes)
     source = "the checkpoint's configuration"
-    saved = saved_config(config_class, resume, source)
+    saved = config_from_dict(resume["config"], config_class, source)
     if named:
         config = load_config(named, config_class, changes)
     else:

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from coco.data import CocoData
 from coco.split_file import require_same_split
 from support import devices, distributed, memory
+from support.configuration import config_from_dict
 from support.errors import UsageError
 from training import checkpoints
-from training.config import Config, in_mid_epoch, run_config, saved_config
+from training.config import Config, in_mid_epoch, run_config
 from training.progress import TensorBoardLog, open_board
 
 LOCK_NAME = ".lock"  # stays when it is free: whoever deletes a lock file may delete that of the next run
@@ -150,7 +151,7 @@ def open_run(
     path = checkpoint = None
     if options.checkpoint:
         path, checkpoint = loaded or checkpoints.load_named(folder, options.checkpoint, stage)
-        saved_config(config_class, checkpoint, f"{path}: config")
+        config_from_dict(checkpoint["config"], config_class, f"{path}: config")
         require_model(path, checkpoint)
         if not checkpoint["optimizer"]:
             raise UsageError(

@@ -7,14 +7,15 @@
     python train_captioner.py --sample -p last    on the drawn sample data set, minutes on a CPU
     torchrun --nproc_per_node=8 train_captioner.py -p last
 
-Every `eval_freq` epochs it captions the validation split by beam search and scores it with BLEU-4 and CIDEr.
+Every `eval_freq` epochs it captions the validation split by beam search and scores it with BLEU-4 and CIDEr,
+without the consensus that the configuration may want of the finished captioner.
 At the end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, all that caption.py needs.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -122,7 +123,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     # 2. The elements of the training loop
 
     tokenizer = choose_tokenizer(run)
-    captioner = new_captioner(config, encoder, tokenizer, device)
+    # A consensus takes a minute or two of each evaluation, and tells little of how the training goes.
+    captioner = new_captioner(replace(config, consensus_samples=0), encoder, tokenizer, device)
     if pretrained:
         load_encoder(captioner.model.encoder, pretrained["model"])
     set_drop_path(captioner.model.encoder.transformer.layers, config.drop_path)

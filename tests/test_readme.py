@@ -91,8 +91,8 @@ def quotes() -> list[tuple[str, list[float]]]:
             [*published("constant_caption"), *published("human"), h := mae_hours + captioner_hours, 3 * h],
         ),
         (
-            "CIDEr is # instead of # after # epochs. The self-critical stage is worth # BLEU-4 and # CIDEr, "
-            "and costs words: # different ones instead of #.",
+            "CIDEr is # instead of # after # epochs. The self-critical stage and consensus are worth # "
+            "BLEU-4 and # CIDEr, and cost words: # different ones instead of #.",
             [
                 *(100 * run["cider"] for run in ablations[:2]),
                 ablations[0]["epochs"],

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 import evaluate_captioner
 import process_coco
+from captioner import captioner_from_state
 from tests.language_cases import CAPTIONS
 from tests.training_cases import state_of, train_captions, train_mae, write_config
 
@@ -69,6 +71,18 @@ def test_a_split_file_is_in_the_name_by_what_is_in_it(run, tmp_path):
         names += [name for name in written if "metrics" not in name]
         assert names[-1].startswith("checkpoint1_test_mine-")
     assert names[0] != names[1], "another split under the same name"
+
+
+def test_training_scores_what_the_search_finds_and_the_finished_captioner_has_its_consensus(
+    run, tmp_path, monkeypatch
+):
+    config = write_config(tmp_path, "captioner_config.yaml", eval_freq=1, consensus_samples=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("transformer_components.encoder_decoder.rank_by_consensus", None)
+        train_captions(run.paths["data"], tmp_path / "out", config, "-p", "last", "--epochs", "1")
+    state = state_of(tmp_path / "out", "captioner")
+    assert "bleu4" in state["progress"]["history"][0]
+    assert captioner_from_state(state, torch.device("cpu")).options.consensus_samples == 3
 
 
 @pytest.mark.parametrize(("language", "note"), [("German", "references"), ("Chinese", "characters")])

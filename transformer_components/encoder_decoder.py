@@ -65,7 +65,8 @@ class TransformerEncoderDecoder(nn.Module):
         """Searches for the likeliest outputs.  Encodes once, tracks no gradient, drops nothing out.
 
         With `options.consensus_samples` all that a search found is ranked anew, see consensus.py.  Samples
-        are drawn by the same numbers for every source, in every call: an output depends on its source alone.
+        are drawn by the same numbers for every source, in every call: but for rounding, an output depends on
+        its source alone.
 
         Args:
             source: what the encoder takes; None if `memory` is given.

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from support.devices import autocast
-from tests.static_cases import changing_batches, check_same, decode, random_images, restless_captioner
+from tests.static_cases import (
+    CONTEXT,
+    changing_batches,
+    check_same,
+    decode,
+    random_images,
+    restless_captioner,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
 
@@ -27,6 +34,22 @@ def test_a_replay_finds_what_the_eager_search_finds(pre_norm):
         assert plan.graphs
         assert recorded in (None, plan)
         recorded = plan
+
+
+def test_a_consensus_by_replays_is_that_of_the_eager_steps():
+    """The second time nothing is recorded, neither for the search nor for the samples."""
+    model, images = restless_captioner(device="cuda"), random_images(8, "cuda")
+    options, plans = (CONTEXT, 4, 0.8, 4, 8), []
+    expected = decode(model, images, "eager", options)
+    for _ in range(2):
+        found = decode(model, images, "graphs", options)
+        check_same(found, expected, 1e-4)
+        assert [h.score for of in found for h in of] == pytest.approx(
+            [h.score for of in expected for h in of]
+        )
+        plans.append((model.static_decoding._plan, model.static_sampling._plan))
+        assert all(plan.graphs for plan in plans[-1])
+    assert plans[0] == plans[1]
 
 
 def test_a_gpu_replays_by_itself():

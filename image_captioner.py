@@ -11,6 +11,7 @@ N = h·w, D hidden, T caption tokens, S source patches, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from transformer_components.static_decoding import StaticCache
 
 CHANNELS = 3  # red, green, blue
+
+# From the images' seeds (B,) the patches (B, K) that the encoder is to see in training; None: all.
+PatchChoice = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +154,12 @@ def random_masking(seeds: Tensor, num_patches: int, masking_ratio: float) -> tup
 
 
 def visible_patches(seeds: Tensor, num_patches: int, dropout: float) -> Tensor | None:
-    """The patches that training shows of each image: it spares time at little cost (Li et al. 2023, FLIP).
+    """The patches that a training shows of each image: fewer spare time at little cost (Li et al. 2023).
+
+    That paper, arXiv:2212.00794, drops them in contrastive training.
 
     Args:
-        seeds: (B,) int64, one for each image, by which as much else may be drawn: that is independent.
+        seeds: (B,) int64, one for each image; what else is drawn by them is independent of this.
         num_patches: N.
         dropout: share of the patches to leave out; one patch always stays.
 

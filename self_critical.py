@@ -32,6 +32,7 @@ from captioner import Captioner
 from coco.data import CocoData
 from coco.tokenizer import EOS
 from coco_loader import LoaderOptions, get_coco_loader
+from image_captioner import PatchChoice
 from image_transforms import TrainingTransform, normalize
 from scoring.metrics import Cider, ptb_tokenize
 from support import distributed
@@ -192,7 +193,7 @@ class SelfCritical:
         captioner: whose model learns.
         reward: what its captions are worth.
         num_samples: W, captions drawn of each image, at least 2.
-        visible: from the images' seeds (B,) the patches (B, S) that the encoder sees in training; None: all.
+        visible: chooses what the encoder sees in training; in validation it sees all.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class SelfCritical:
         captioner: Captioner,
         reward: CiderReward,
         num_samples: int,
-        visible: Callable[[Tensor], Tensor | None] | None = None,
+        visible: PatchChoice = lambda seeds: None,
     ):
         self.captioner, self.reward, self.num_samples = captioner, reward, num_samples
         self.visible = visible
@@ -223,7 +224,7 @@ class SelfCritical:
         """
         model = self.captioner.model
         images, learning = normalize(batch.images), torch.is_grad_enabled()
-        kept = self.visible(batch.seeds) if self.visible and learning else None  # (B, S)
+        kept = self.visible(batch.seeds) if learning else None  # (B, S)
         with evaluating(model):
             with torch.set_grad_enabled(learning and network is model):
                 memory = model.encoder(images, kept)  # (B, S, D)
@@ -315,7 +316,7 @@ def new_critic(
     captioner: Captioner,
     data: CocoData,
     num_samples: int,
-    visible: Callable[[Tensor], Tensor | None] | None = None,
+    visible: PatchChoice = lambda seeds: None,
 ) -> SelfCritical:
     """The stage's loss function on some data, all of whose captions it reads and counts."""
     reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer)

@@ -14,7 +14,6 @@ At the end of every epoch it saves `checkpoints/captioner/checkpoint{N}.pt`, all
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,7 +30,7 @@ from coco.tokenizer_choice import require_same_tokenizer, require_tokenizer_of, 
 from coco_loader import ImgFirstDataset, LoaderOptions, get_coco_loader
 from coco_samples import CaptionBatch
 from evaluate_captioner import EvaluationConfig, caption_split, require_references, score_captions, scoring_of
-from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder, visible_patches
+from image_captioner import AutoEncoderShape, CaptionerShape, ImageEncoder, PatchChoice, visible_patches
 from image_transforms import TrainingTransform, normalize
 from images.image_folders import image_name
 from paths import paths_from_options
@@ -282,7 +281,7 @@ def caption_loss(
     batch: CaptionBatch,
     pad_id: int,
     label_smoothing: float,
-    visible: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+    visible: PatchChoice = lambda seeds: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of each next token, with label smoothing (Szegedy et al. 2016, section 7).
 
@@ -291,14 +290,13 @@ def caption_loss(
         batch: images and captions.
         pad_id: the token that fills captions up.
         label_smoothing: the share of the probability that goes to all tokens alike.
-        visible: from the images' seeds (B,) the patches (B, K) that the encoder sees in training; None: all,
-            as in validation.
+        visible: chooses what the encoder sees in training; in validation it sees all.
 
     Returns:
         The mean, and how many tokens it is over: all but the padding.
     """
     inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]  # (B, T): the label of a token is the next one
-    kept = visible(batch.seeds) if visible and torch.is_grad_enabled() else None
+    kept = visible(batch.seeds) if torch.is_grad_enabled() else None
     logits = network(normalize(batch.images), inputs, kept=kept)  # (B, T, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over V is none for bfloat16
     loss = F.cross_entropy(

@@ -69,7 +69,7 @@ def random_state(num_beams: int = 2, tie_embeddings: bool = False, **changes: An
     contents = {
         "config": {
             "vocabulary_size": 5000, "decoder": stack, "context_length": 24, "tie_embeddings": tie_embeddings,
-            "num_beams": num_beams, "length_alpha": 0.8, "precision": "float32",
+            "num_beams": num_beams, "length_alpha": 0.8, "consensus_samples": 0, "precision": "float32",
         },
         "encoder": {"image_size": 32, "patch_size": 8, "encoder": stack, "decoder": stack},
         "tokenizer": tokenizer.to_str(),

@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from training import checkpoints
 
+LATER = checkpoints.LATER_KEYS | checkpoints.LATER_KEYS_OF["encoder"]  # loading completes a configuration
+
 
 def state_of(epoch: int, step: int = 0, elements: int = 3000) -> dict[str, Any]:
     """A small state that can be told from every other; the parts of a real one are all there."""
@@ -27,7 +29,7 @@ def state_of(epoch: int, step: int = 0, elements: int = 3000) -> dict[str, Any]:
     return {
         "schema": checkpoints.SCHEMA,
         "stage": "encoder",
-        "config": {"betas": (0.9, 0.95), "clip_norm": None, "name": "é"},
+        "config": {"betas": (0.9, 0.95), "clip_norm": None, "name": "é", **LATER},
         "model": OrderedDict(weight=weights, half=weights.bfloat16()),
         "optimizer": {
             "state": {0: {"step": torch.tensor(3.0)}},

@@ -312,12 +312,7 @@ class SelfCritical:
         self._samples = self._distinct = self._ended = 0
 
 
-def new_critic(
-    captioner: Captioner,
-    data: CocoData,
-    num_samples: int,
-    visible: PatchChoice = lambda seeds: None,
-) -> SelfCritical:
+def new_critic(captioner: Captioner, data: CocoData, num_samples: int, visible: PatchChoice) -> SelfCritical:
     """The stage's loss function on some data, all of whose captions it reads and counts."""
     reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer)
     return SelfCritical(captioner, reward, num_samples, visible)

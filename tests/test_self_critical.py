@@ -142,9 +142,7 @@ def test_the_estimate_is_the_gradient_of_the_expected_reward(captioner, as_netwo
     assert value == pytest.approx(-float(expected_reward.detach()), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "visible", [lambda seeds: None, partial(visible_patches, num_patches=16, dropout=0.5)]
-)
+@pytest.mark.parametrize("visible", [lambda seeds: None, HALF])
 @pytest.mark.parametrize("as_network", [True, False])
 def test_the_pass_with_gradients_gives_samples_the_probabilities_that_they_were_drawn_with(
     captioner, reward, as_network, visible

@@ -4,7 +4,7 @@
     python benchmarks/run.py --only decoding                    one subject; the file keeps the others
     python benchmarks/run.py --only steps search                beside the table: ways to step, to search
     python benchmarks/run.py --only loading --pictures DIR      photographs, if COCO's are not there
-    python benchmarks/run.py --device cpu --precision float32   as on a CPU without units for bfloat16
+    python benchmarks/run.py --device cpu --precision float32   as on a CPU not fast in bfloat16
     python benchmarks/run.py --curves                           ours alone: cost against batch, length, beams
     python benchmarks/run.py --quick                            toys: does everything run?
 

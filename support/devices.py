@@ -38,8 +38,8 @@ def choose_device(training: bool = False, local_rank: int = 0) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The format of matrix products in training, and by default in decoding.
 
-    `auto` is bfloat16 where the device has units for it.  Where it has none, that is float16 on a GPU and
-    float32 elsewhere.
+    `auto` is bfloat16 where the device is fast in it.  Where it is not, that is float16 on a GPU and float32
+    elsewhere.
 
     Args:
         name: `auto` or a key of PRECISIONS.
@@ -52,20 +52,28 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if has_bfloat16 else torch.float16
-        return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16_units() else torch.float32
+        return torch.bfloat16 if device.type == "cpu" and cpu_is_fast_in_bfloat16() else torch.float32
     if name == "float16" and device.type == "cpu":
         raise UsageError("precision float16 needs a GPU; on a CPU use float32, bfloat16 or auto")
     return PRECISIONS[name]
 
 
-def cpu_has_bfloat16_units() -> bool:
-    """Whether the CPU has matrix units for bfloat16, which are Intel's AMX.
+def cpu_is_fast_in_bfloat16() -> bool:
+    """Whether a CPU multiplies bfloat16 faster than float32: Intel's with AMX, AMD's with avx512_bf16.
 
-    The instructions of AVX-512 alone are not worth it.  GFLOP/s of a product of 2048² matrices on two cores
-    of a Xeon, torch 2.15: float32 350; bfloat16 with AMX 2340, with avx512_bf16 209, without either 70.
+    On Intel's, the instructions of avx512_bf16 alone are not worth it.  GFLOP/s of a product of 2048²
+    matrices on two cores, torch 2.15:
+
+                                         float32   bfloat16
+        Xeon with AMX                        350       2340
+        the same, AMX masked                 350        209
+        EPYC (Zen 5), avx512_bf16            220        943
+
+    Zen 4 has these instructions, too, and has not been measured.
     """
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # torch has no public name for it
-    return supported is not None and supported()
+    can = torch.cpu.get_capabilities()
+    is_amd = str(can.get("cpu_name", "")).startswith("AMD")
+    return bool(can.get("amx_bf16") or (is_amd and can.get("avx512_bf16")))
 
 
 def decoding_precision(name: str, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ import evaluate_captioner
 import image_description
 from captioner import load_captioner
 from support import devices, distributed
-from support.devices import choose_device, choose_precision, cpu_has_bfloat16_units, decoding_precision
+from support.devices import choose_device, choose_precision, cpu_is_fast_in_bfloat16, decoding_precision
 from support.errors import UsageError
 from tests.captioner_cases import random_captioner
 from tests.training_cases import train_captions, train_mae, write_config
@@ -71,23 +71,33 @@ def test_decoding_takes_the_precision_of_training_or_float32(name, device, expec
     assert decoding_precision(name, device) is expected
 
 
-@pytest.mark.parametrize(("units", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_on_a_cpu_is_bfloat16_where_it_has_units_for_it(monkeypatch, units, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+AMX = {"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_bf16": True, "amx_bf16": True}
+ZEN5 = {"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        (AMX, torch.bfloat16),
+        ({**AMX, "amx_bf16": False}, torch.float32),
+        (ZEN5, torch.bfloat16),
+        ({**ZEN5, "avx512_bf16": False}, torch.float32),
+        ({"architecture": "aarch64", "bf16": True}, torch.float32),
+    ],
+)
+def test_auto_on_a_cpu_is_bfloat16_where_that_was_measured_to_be_faster(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert choose_precision("auto", CPU) is expected
     assert decoding_precision("auto", CPU) is expected
     assert decoding_precision("auto", MPS) is torch.float32
 
 
-def test_without_torchs_word_for_it_auto_on_a_cpu_is_float32(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert choose_precision("auto", CPU) is torch.float32
-
-
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the oracle is Linux")
-def test_the_units_of_this_cpu_are_those_that_the_kernel_lists():
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    assert cpu_has_bfloat16_units() == (flags is not None and "amx_bf16" in flags[1].split())
+def test_what_this_cpu_can_do_is_what_the_kernel_lists():
+    lines = Path("/proc/cpuinfo").read_text()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", lines, re.MULTILINE)[1].split()
+    needed = "avx512_bf16" if "AuthenticAMD" in lines else "amx_bf16"
+    assert cpu_is_fast_in_bfloat16() == (needed in flags)
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])

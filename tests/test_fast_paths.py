@@ -9,7 +9,7 @@ from torch import nn
 from tests.captioner_cases import random_captioner, random_model
 from train_captioner import parameter_groups, unfreeze
 from transformer_components.beam_search import BeamSearchOptions, beam_search
-from transformer_components.sublayers import FEW_ROWS, Linear
+from transformer_components.sublayers import ENOUGH_ROWS, FEW_ROWS, Linear
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 7), (3, 2, 7), (FEW_ROWS, 7), (FEW_ROWS + 1, 7), (0, 7)])
@@ -24,7 +24,52 @@ def test_linear_with_few_rows_equals_torchs(shape):
     assert actual.is_contiguous()
 
 
+@pytest.fixture
+def convolutions(monkeypatch) -> list:
+    """On a CPU whose convolutions are faster than its products: those that are made."""
+    capabilities = {"cpu_name": "AMD EPYC", "avx512_f": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    made, real = [], nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda *tensors: made.append(tensors) or real(*tensors))
+    return made
+
+
+@pytest.mark.parametrize("shape", [(ENOUGH_ROWS, 7), (4, ENOUGH_ROWS, 7), (3, 5, 6, 7)])
+def test_a_product_as_a_convolution_equals_torchs_product(convolutions, shape):
+    torch.manual_seed(0)
+    ours, theirs = Linear(7, 5), nn.Linear(7, 5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(shape)
+    x = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    made = [ours(x[0]), theirs(x[1])]
+    assert len(convolutions) == 1
+    weights = torch.randn_like(made[0])
+    for result in made:
+        (result * weights).sum().backward()
+    gradients = [
+        [x[0].grad, *(p.grad for p in ours.parameters())],
+        [x[1].grad, *(p.grad for p in theirs.parameters())],
+    ]
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-4)
+
+
+def test_a_product_is_a_convolution_only_where_that_is_faster(monkeypatch, convolutions):
+    layer, x = Linear(7, 5), torch.randn(ENOUGH_ROWS, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    layer(x[1:])
+    layer.double()(x.double())
+    layer.float()
+    torch.compile(layer, backend="eager", fullgraph=True)(x)
+    for other in ({"cpu_name": "AMD EPYC"}, {"cpu_name": "Intel Xeon", "avx512_f": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda other=other: other)
+        layer(x)
+    assert not convolutions
+
+
 def test_linear_turns_around_only_for_few_rows_in_float32_and_without_gradients(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     turned = []
     real = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda *factors: turned.append(factors) or real(*factors))

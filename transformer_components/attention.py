@@ -50,6 +50,9 @@ def fused_is_faster(query: Tensor) -> bool:
         captioner, all layers learn       1.20 ×    0.96 ×
         6 layers of 256, 128 pixels       1.58 ×    0.90 ×
         forward pass alone, 196 tokens    0.58 ×    0.46 ×
+
+    On an EPYC (Zen 5) the three steps are 1.20, 1.17 and 1.39 times as fast with it, in float32 0.97 to 1.00;
+    a search in bfloat16 is 1.00 to 1.07 times as fast.
     """
     return not (query.is_cpu and query.requires_grad and query.dtype is torch.bfloat16)
 

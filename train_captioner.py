@@ -47,7 +47,7 @@ from training import checkpoints
 from training.config import TrainingConfig
 from training.loading import Loader
 from training.loop import Trainer
-from training.optimizer import adamw, warmup_then_cosine
+from training.optimizer import new_optimizer, warmup_then_cosine
 from training.run import Run, open_run
 from training.step import Stepper, gradient_scaler
 from transformer_components.encoder_decoder import TransformerEncoderDecoder
@@ -129,7 +129,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     set_drop_path(captioner.model.encoder.transformer.layers, config.drop_path)
     layer_decay = 1.0 if from_scratch else config.layer_decay
     groups = parameter_groups(captioner.model, config.learning_rate, layer_decay)
-    optimizer = adamw(captioner.model, groups, config)
+    optimizer = new_optimizer(captioner.model, groups, config)
     scheduler = warmup_then_cosine(config)
     data = run.data.for_training(["train"], encoder.image_size, run.checkpoint)
     visible = partial(visible_patches, num_patches=encoder.num_patches, dropout=config.patch_dropout)
@@ -311,7 +311,7 @@ def parameter_groups(
     """The decoder, the encoder's layers from the top down, the patch embedder.
 
     Returns:
-        Groups for `adamw`, in the order in which they are unfrozen.
+        Groups for `new_optimizer`, in the order in which they are unfrozen.
     """
     encoder = model.encoder
     parts = [model.decoder, *reversed(encoder.transformer.layers), encoder.patch_embedding]

@@ -39,7 +39,7 @@ from support.configuration import bounded
 from support.files import require_unix
 from training.config import TrainingConfig
 from training.loop import Trainer
-from training.optimizer import adamw, warmup_then_cosine
+from training.optimizer import new_optimizer, warmup_then_cosine
 from training.run import open_run
 from training.step import Stepper, gradient_scaler
 
@@ -87,7 +87,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     auto_encoder = ImageAutoEncoder(config).to(device)
     groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
-    optimizer = adamw(auto_encoder, groups, config)
+    optimizer = new_optimizer(auto_encoder, groups, config)
     scheduler = warmup_then_cosine(config)
     scaler = gradient_scaler(config, device)
     loss_fn = partial(reconstruction_loss, config=config)

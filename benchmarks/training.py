@@ -24,7 +24,7 @@ from train_captioner import CaptionerConfig, caption_loss, parameter_groups, unf
 from train_encoder import MaeConfig, reconstruction_loss
 from training.config import TrainingConfig
 from training.network import wrap
-from training.optimizer import adamw, warmup_then_cosine
+from training.optimizer import new_optimizer, warmup_then_cosine
 from training.progress import PendingReport
 from training.sampling import MicroBatch
 from training.step import LossFunction, Stepper, gradient_scaler
@@ -117,7 +117,7 @@ def mae_step(
     groups = [{"params": list(model.parameters()), "base_lr": config.learning_rate}]
     return step(
         setting, network, partial(reconstruction_loss, config=config),
-        adamw(model, groups, config), config, batch,
+        new_optimizer(model, groups, config), config, batch,
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def captioner_step(
     network = (network or partial(prepared, setting=setting, uneven=True))(model)
     return step(
         setting, network, partial(caption_loss, pad_id=sizes.PAD_ID, label_smoothing=config.label_smoothing),
-        adamw(model, groups, config), config, batch,
+        new_optimizer(model, groups, config), config, batch,
     )  # fmt: skip
 
 

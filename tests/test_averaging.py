@@ -112,7 +112,7 @@ def test_a_run_that_keeps_a_mean_goes_on_to_the_bit(make_tiny_coco, tmp_path, st
         make_tiny_coco(train=10, val=4, unlabeled=3)["data"], tmp_path,
         encoder={"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}}, captioner={"decoder": {**ONE_LAYER}},
     )  # fmt: skip
-    switches = {"ema_decay": 0.8} | (
+    switches = {"ema_decay": 0.8, "muon": True} | (
         {"drop_path": 0.5, "patch_dropout": 0.5} if stage == "captioner" else {"crops_per_image": 2}
     )
     run(stage, "whole", "--epochs", "2", **switches)

@@ -22,7 +22,7 @@ from tests.process_cases import TORCHRUN
 from tests.training_cases import ROOT, STACK, state_of, train_captions, train_mae, write_config
 from train_captioner import CaptionerConfig, caption_loss
 from train_encoder import MaeConfig, reconstruction_loss
-from training.optimizer import adamw, warmup_then_cosine
+from training.optimizer import new_optimizer, warmup_then_cosine
 from training.step import Stepper, gradient_scaler
 
 
@@ -230,7 +230,7 @@ def gradients_of(model: nn.Module, loss, loader, config) -> list[dict[str, torch
     groups = [{"params": list(model.parameters()), "base_lr": 1.0}]
     device = torch.device("cpu")
     schedule, scaler = warmup_then_cosine(config), gradient_scaler(config, device)
-    stepper = Stepper(loss, adamw(model, groups, config), schedule, scaler, config, device)
+    stepper = Stepper(loss, new_optimizer(model, groups, config), schedule, scaler, config, device)
     taken = []
 
     def keep(*_):

@@ -124,6 +124,8 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
         yield "optimizer", "state", moments, "exp_avg", torch.zeros(3)
         yield "optimizer", "state", moments, "exp_avg", 3
         yield "optimizer", "state", moments, [3]
+        as_muons = {"momentum_buffer": state["optimizer"]["state"][moments]["exp_avg"]}
+        yield "optimizer", "state", moments, as_muons
 
 
 def hostile_tokenizers(good: str) -> Iterator[str]:

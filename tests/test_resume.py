@@ -32,6 +32,7 @@ COMMON = {
     "weight_decay": (0.3, None),
     "decay_matrices_only": (True, "always"),
     "beta2": (0.9, None),
+    "muon": (True, "always"),
     "gradient_clip": (2.0, None),
     "precision": ("bfloat16", None),
     "compile": (True, None),

@@ -36,7 +36,7 @@ SCHEMA = 1
 STAGES = ("encoder", "captioner")
 RENAMED = {"pictures": "resized_to"}  # parts of older checkpoints, and what they are called now
 # What held, or nearly, before configurations had these keys.
-LATER_KEYS = {"loading_timeout": 60.0, "cache_images": False, "ema_decay": 0.0}
+LATER_KEYS = {"loading_timeout": 60.0, "cache_images": False, "ema_decay": 0.0, "muon": False}
 LATER_KEYS_OF = {
     "encoder": {"crops_per_image": 1},
     "captioner": {

@@ -19,7 +19,7 @@ from support.devices import Precision
 from support.errors import UsageError
 
 # Keys that a resume must keep, beside those of the model: the optimizer's groups are cut by them.
-GROUP_KEYS = ("decay_matrices_only",)
+GROUP_KEYS = ("decay_matrices_only", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,13 @@ class TrainingConfig:
     accumulation_steps: int = bounded(at_least=1, at_most=1000)
     total_epochs: int = positive()  # length of the learning-rate schedule, warm-up included
     warmup_epochs: float = at_least(0)  # linear warm-up from learning_rate * start_factor
-    learning_rate: float = positive()  # of AdamW, at the end of the warm-up
+    learning_rate: float = positive()  # at the end of the warm-up
     start_factor: float = bounded(above=0, at_most=1)
     min_learning_rate: float = at_least(0)  # at the end of the cosine
     weight_decay: float = at_least(0)
     decay_matrices_only: bool  # spare biases, norms and positions: they map nothing
     beta2: float = bounded(above=0, below=1)  # AdamW's decay of the squared gradient's mean
+    muon: bool  # the layers' matrices learn by Muon, all else by AdamW
     gradient_clip: float | None = positive()  # largest norm of the gradient; null does not clip
     # Share of the old mean that a step keeps in the running mean of the weights; 0 keeps no mean.
     ema_decay: float = bounded(at_least=0, below=1)

@@ -84,12 +84,17 @@ def restoring(path: Path, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     except (UsageError, *REBUILDING) as error:
         raise _unsound(path, _brief(error)) from error
-    for parameter, moments in optimizer.state.items():
-        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-        if not isinstance(moments, dict) or {
-            name: getattr(moment, "shape", None) for name, moment in moments.items()
-        } not in ({}, shapes):
-            raise _unsound(path, "its optimizer's moments do not fit its weights")
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = optimizer.state.get(parameter, {})
+            shape = parameter.shape
+            shapes = {"step": (), "exp_avg": shape, "exp_avg_sq": shape}  # AdamW's
+            if "momentum" in group:  # Muon's
+                shapes = {"momentum_buffer": shape}
+            if not isinstance(moments, dict) or {
+                name: getattr(moment, "shape", None) for name, moment in moments.items()
+            } not in ({}, shapes):
+                raise _unsound(path, "its optimizer's moments do not fit its weights")
 
 
 def _require_progress(path: Path, progress: Mapping[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""AdamW over parameter groups with rates of their own (Loshchilov & Hutter 2019), and their schedule.
+"""The optimizer of a run, over parameter groups with rates of their own, and their schedule.
 
 And a running mean of the weights, which evaluation and captioning use in place of the last ones.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import TrainingConfig
+from training.muon import MuonAndAdamW
 
 Schedule = Callable[[float], float]  # from epochs done, with the share of the current one, to a factor
 WARM_UP = 10  # of the mean: at step t at most (1 + t) / (WARM_UP + t) of the old one stays
@@ -52,20 +53,31 @@ def learning_rate_factor(
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def adamw(model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer of a run.
+def new_optimizer(
+    model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019); with `muon` the layers' matrices are left to Muon.
 
     Args:
         model: whose parameters they are.
         groups: dicts with `params`, a list of parameters, and `base_lr`, their full rate; the
             schedule's factor comes on top of it at every step.
-        config: decay and betas; `decay_matrices_only` splits each group in two.
+        config: decay and betas; `decay_matrices_only` and `muon` split each group in two.
     """
+    groups = [{**group, "lr": group["base_lr"]} for group in groups]
     if config.decay_matrices_only:
         spared = {id(p) for name, p in model.named_parameters() if p.dim() < 2 or name.endswith("positions")}
-        groups = [part for group in groups for part in _split(group, spared)]
+        halves = [_split([group], spared) for group in groups]
+        groups = [
+            part
+            for free, decaying in halves
+            for part in (*decaying, *({**group, "weight_decay": 0.0} for group in free))
+        ]
+    if config.muon:
+        hidden = {id(p) for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name}
+        return MuonAndAdamW(*_split(groups, hidden), config.weight_decay, config.beta2)
     return torch.optim.AdamW(
-        [{**group, "lr": group["base_lr"]} for group in groups],
+        groups,
         betas=(0.9, config.beta2),
         weight_decay=config.weight_decay,
         fused=True,  # one pass over the weights instead of a dozen
@@ -97,12 +109,13 @@ def _form(group: dict[str, Any]) -> dict[str, Any]:
     return types | {"params": group["params"]}
 
 
-def _split(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
-    """The group's matrices, which decay, and the rest of it, which does not; neither part is empty."""
-    matrices = [p for p in group["params"] if id(p) not in spared]
-    others = [p for p in group["params"] if id(p) in spared]
-    parts = [{**group, "params": matrices}, {**group, "params": others, "weight_decay": 0.0}]
-    return [part for part in parts if part["params"]]
+def _split(groups: list[dict[str, Any]], chosen: set[int]) -> tuple[list[dict[str, Any]], ...]:
+    """Groups of those parameters whose ids are among the chosen, and groups of the others; none is empty."""
+    parts = (
+        [{**group, "params": [p for p in group["params"] if (id(p) in chosen) is inside]} for group in groups]
+        for inside in (True, False)
+    )
+    return tuple([group for group in part if group["params"]] for part in parts)
 
 
 class WeightAverage:

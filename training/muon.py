@@ -12,23 +12,11 @@ import torch
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Both over groups of their own; `param_groups` and `state` are of all.
+    """Both over groups of their own; `param_groups` and `state` are of all."""
 
-    Args:
-        matrices: groups for Muon, dicts with `params`, all of two dimensions, and settings that may differ.
-        others: groups for AdamW.
-        weight_decay: where a group has none of its own.
-        beta2: of AdamW.
-    """
-
-    def __init__(
-        self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], weight_decay: float, beta2: float
-    ):
-        self.parts = (
-            torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, betas=(0.9, beta2), weight_decay=weight_decay, fused=True),
-        )
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+        self.parts = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -67,21 +67,22 @@ def new_optimizer(
     groups = [{**group, "lr": group["base_lr"]} for group in groups]
     if config.decay_matrices_only:
         spared = {id(p) for name, p in model.named_parameters() if p.dim() < 2 or name.endswith("positions")}
-        halves = [_split([group], spared) for group in groups]
-        groups = [
-            part
-            for free, decaying in halves
-            for part in (*decaying, *({**group, "weight_decay": 0.0} for group in free))
-        ]
-    if config.muon:
-        hidden = {id(p) for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name}
-        return MuonAndAdamW(*_split(groups, hidden), config.weight_decay, config.beta2)
-    return torch.optim.AdamW(
-        groups,
+        whole, groups = groups, []
+        for group in whole:
+            free, decaying = _split([group], spared)
+            groups += decaying + [{**part, "weight_decay": 0.0} for part in free]
+    adamw = partial(
+        torch.optim.AdamW,
         betas=(0.9, config.beta2),
         weight_decay=config.weight_decay,
         fused=True,  # one pass over the weights instead of a dozen
     )
+    if not config.muon:
+        return adamw(groups)
+    hidden = {id(p) for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name}
+    matrices, others = _split(groups, hidden)
+    muon = torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return MuonAndAdamW(muon, adamw(others))
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -109,13 +110,13 @@ def _form(group: dict[str, Any]) -> dict[str, Any]:
     return types | {"params": group["params"]}
 
 
-def _split(groups: list[dict[str, Any]], chosen: set[int]) -> tuple[list[dict[str, Any]], ...]:
+def _split(
+    groups: list[dict[str, Any]], chosen: set[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Groups of those parameters whose ids are among the chosen, and groups of the others; none is empty."""
-    parts = (
-        [{**group, "params": [p for p in group["params"] if (id(p) in chosen) is inside]} for group in groups]
-        for inside in (True, False)
-    )
-    return tuple([group for group in part if group["params"]] for part in parts)
+    inside = [{**group, "params": [p for p in group["params"] if id(p) in chosen]} for group in groups]
+    outside = [{**group, "params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
+    return [group for group in inside if group["params"]], [group for group in outside if group["params"]]
 
 
 class WeightAverage:

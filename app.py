@@ -6,10 +6,11 @@
 It needs no data set and asks nothing of the network.  While it runs, uploads are deleted within two hours.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from image_description import answer, load_chosen
+from image_description import answer, load_chosen, refusal
 from paths import paths
 from support import command_line, interrupts
 from support.errors import RunError, UsageError
@@ -25,6 +26,14 @@ CSS = """
 LAUNCH = dict.fromkeys(("share", "ssr_mode", "enable_monitoring", "run_history"), False)
 LAUNCH |= {"quiet": True, "prevent_thread_lock": True, "css": CSS, "footer_links": []}
 LAUNCH["max_file_size"] = "100mb"  # of an upload; its pixels are limited as for caption.py
+
+
+def is_of_the_page(place: Path, folders: Sequence[str | Path]) -> bool:
+    """Whether a file lies in one of these folders, links followed, be it there or not.
+
+    Whoever reaches the page can write a request by hand, and name any file of this machine in it.
+    """
+    return any(place.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 def page(gr, captioner, calibration):
@@ -44,10 +53,15 @@ def page(gr, captioner, calibration):
         sheet = gr.Image(label="Where it looked for each word", **shown)
         # Not preprocessed: gradio would open the file itself, by rules of its own.
         looks = {"inputs": image, "outputs": [html, sheet], "preprocess": False, "api_name": "caption"}
-        image.change(
-            lambda file: answer(captioner, calibration, Path(file["path"])) if file else ("", None),
-            concurrency_limit=1, **looks,
-        )  # fmt: skip
+
+        def caption(file):
+            if not file:
+                return "", None
+            if not is_of_the_page(place := Path(file["path"]), (image.GRADIO_CACHE, paths["example_images"])):
+                return refusal("only what was uploaded to this page, and its examples, are captioned")
+            return answer(captioner, calibration, place)
+
+        image.change(caption, concurrency_limit=1, **looks)
     return demo
 
 

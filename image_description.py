@@ -121,6 +121,11 @@ def answer(
     try:
         picture = read_picture(place, captioner.transform)
     except RunError as error:
-        return f'<p role="alert">{escape(str(error).replace(str(place), place.name))}</p>', None
+        return refusal(str(error).replace(str(place), place.name))
     hypotheses = captioner.decode(picture.image[None])[0]
     return as_html(describe(captioner, hypotheses, calibration)), explain(captioner, picture, hypotheses[0])
+
+
+def refusal(why: str) -> tuple[str, None]:
+    """What app.py shows in place of an answer: one line, and no sheet."""
+    return f'<p role="alert">{escape(why)}</p>', None

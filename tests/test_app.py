@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -103,10 +104,15 @@ def ask(address: str, name: str, content: bytes) -> tuple[str, dict | None]:
     """What the page answers to an uploaded file: HTML, and the sheet as gradio describes it."""
     files = {"files": (name, content)}
     (place,) = requests.post(f"{address}/gradio_api/upload", files=files, timeout=PATIENCE).json()
-    body = {"data": [{"path": place, "meta": {"_type": "gradio.FileData"}}]}
-    call = f"{address}/gradio_api/call/caption"
-    number = requests.post(call, json=body, timeout=PATIENCE).json()["event_id"]
-    events = requests.get(f"{call}/{number}", timeout=PATIENCE).text
+    return call(address, {"path": place, "meta": {"_type": "gradio.FileData"}})
+
+
+def call(address: str, file: dict) -> tuple[str, dict | None]:
+    """What the page answers to a request that names a file, whoever wrote it."""
+    body = {"data": [file]}
+    place = f"{address}/gradio_api/call/caption"
+    number = requests.post(place, json=body, timeout=PATIENCE).json()["event_id"]
+    events = requests.get(f"{place}/{number}", timeout=PATIENCE).text
     event, _, data = events.strip().rpartition("\n")
     assert event.endswith("event: complete"), events
     html, sheet = json.loads(data.removeprefix("data: "))
@@ -137,6 +143,18 @@ def test_what_is_no_image_or_too_large_is_one_line(address):
     assert sheet is None
     large = {"files": ("large.png", bytes(101 * 2**20))}
     assert requests.post(f"{address}/gradio_api/upload", files=large, timeout=PATIENCE).status_code == 413
+
+
+@with_gradio
+@pytest.mark.parametrize("name", ["good.png", "missing.png"])
+def test_no_request_opens_a_file_of_the_machine(address, good, name):
+    """Gradio checks the paths of requests that describe a file as its own page does, and of no others."""
+    place = good.with_name(name)
+    uploads = Path(tempfile.gettempdir()).resolve() / "gradio"
+    for path in (place, uploads / os.path.relpath(place, uploads)):
+        html, sheet = call(address, {"path": str(path)})
+        assert html.startswith('<p role="alert">only what was uploaded to this page')
+        assert sheet is None
 
 
 @with_gradio

@@ -38,6 +38,7 @@ from support.files import replacing, require_place
 
 BATCH_SIZE = 16  # images captioned at once
 STDIN = Path("/dev/stdin")
+SOFTWARE, SHEET = 0x0131, "caption.py --explain"  # the EXIF tag by which a sheet is known, and what it says
 
 
 def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
@@ -80,7 +81,7 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
     """The file for each image's sheet: `out` itself for one, else files in the folder `out`.
 
     Raises:
-        UsageError: many images and one file.
+        UsageError: many images and one file, or a sheet would take the place of an image that is none.
     """
     places = list(dict.fromkeys(places))
     sheets, names = {}, Counter()
@@ -94,13 +95,25 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
         sheets = {places[0]: out}
     for sheet in sheets.values():
         require_place(sheet)
+        if sheet.exists() and not is_sheet(sheet):
+            raise UsageError(f"--explain {out}: {sheet} is there, and no sheet of before: name another place")
     return sheets
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Writes a sheet in the format that the file's name asks for."""
+    """Writes a sheet in the format that the file's name asks for, marked where that format has room for it."""
+    sheet.getexif()[SOFTWARE] = SHEET
     with replacing(path) as temporary:
-        sheet.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
+        sheet.save(temporary, format=Image.registered_extensions()[path.suffix.lower()], exif=sheet.getexif())
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is what `save_sheet` wrote, as far as its mark says so."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(SOFTWARE) == SHEET
+    except Exception:  # decoders raise all kinds
+        return False
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -8,8 +8,11 @@ import argparse
 import os
 from pathlib import Path
 
-# The folder of this file, seen from where the command was called: "." at the root of the repository.
-ROOT = Path(os.path.relpath(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+try:  # as seen from where the command was called: "." at the root of the repository
+    ROOT = Path(os.path.relpath(HERE))
+except ValueError:  # from another drive of a Windows machine
+    ROOT = HERE
 
 SPLITS = ("train", "val", "test", "unlabeled")
 CAPTIONED_SPLITS = ("train", "val")

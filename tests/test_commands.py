@@ -375,6 +375,25 @@ def test_explanations_go_to_a_file_or_into_a_folder_one_for_each_picture(trained
     assert_one_clear_line(many, "--explain", "3 pictures", "folder")
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
+def test_a_sheet_takes_no_image_s_place_but_that_of_an_older_sheet(trained, tmp_path, ending, capsys):
+    """`--explain a.jpg b.jpg`, by somebody who took it for a switch, replaced a.jpg."""
+    _, checkpoint = trained
+    first, second, sheet = (tmp_path / f"{name}.{ending}" for name in ("first", "second", "sheet"))
+    for place in (first, second):
+        Image.new("RGB", (40, 30), "blue").save(place)
+    before = first.read_bytes()
+    for taken in ((first, second), (first, first)):
+        end = ended(caption.main, "-c", checkpoint, "--explain", *taken, capsys=capsys)
+        assert_one_clear_line(end, "--explain", str(first), "name another place")
+        assert first.read_bytes() == before
+    caption.main(["-c", str(checkpoint), "--explain", str(sheet), str(first)])
+    if ending != "bmp":  # it has no room for a mark
+        caption.main(["-c", str(checkpoint), "--explain", str(sheet), str(second)])
+    with Image.open(sheet) as drawn:
+        assert drawn.width > 40
+
+
 def test_training_calls_a_collapsed_model_that(make_tiny_coco, tmp_path, quick_config, capsys):
     """After one epoch of a few steps the tiny model says the same of all pictures."""
     paths = make_tiny_coco(train=6, val=30, unlabeled=2)

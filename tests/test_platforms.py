@@ -55,8 +55,8 @@ def test_coco_root_may_be_empty_or_begin_at_home(home, monkeypatch, value, place
 
 # --- Windows ---
 
-# A process that lacks what Windows lacks: modules, and functions of `os` and `signal`.  To start one takes
-# seconds, so it runs several scripts.
+# A process that lacks what Windows lacks: modules, functions of `os` and `signal`, and a way from one drive to
+# another.  To start one takes seconds, so it runs several scripts.
 WINDOWS = f"""
 import json, os, signal, sys
 sys.modules["fcntl"] = sys.modules["resource"] = None
@@ -66,6 +66,8 @@ for module, names in (
 ):
     for name in names.split():
         delattr(module, name)
+def relpath(path, start=None): raise ValueError("path is on mount 'C:', start on mount 'D:'")
+os.path.relpath = relpath
 sys.path.insert(0, {str(ROOT)!r})
 import caption, evaluate_captioner, process_coco, train_encoder
 from support import command_line

@@ -101,7 +101,7 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Writes a sheet in the format that the file's name asks for, marked where that format has room for it."""
+    """Writes a sheet in the format that the file's name asks for, marked if that has room for a mark."""
     sheet.getexif()[SOFTWARE] = SHEET
     with replacing(path) as temporary:
         sheet.save(temporary, format=Image.registered_extensions()[path.suffix.lower()], exif=sheet.getexif())

@@ -73,18 +73,19 @@ def decoded_text(path: Path) -> tuple[str, list[str]]:
 
 
 def read_split_list(path: Path) -> tuple[str, list[str]] | None:
-    """A split and the names of its images, if the file is such a list: one name a line, as Flickr8k's are."""
+    """A split and the file's lines, if it may be a list of its images: a name a line, as Flickr8k's are."""
     split = split_of_name(path.stem)
     if path.suffix.lower() != ".txt" or split is None:
         return None
-    names = [line.strip() for line in decoded_text(path)[0].split("\n") if line.strip()]
-    return (split, names) if names and all(re.fullmatch(r"[\w./-]+", name) for name in names) else None
+    return split, [line.strip() for line in decoded_text(path)[0].split("\n") if line.strip()]
 
 
 def _read_json(path: Path, text: str, column: str | None) -> tuple[str, list[Entry] | None] | None:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data") and text.lstrip().startswith("{"):  # an object a line
+            return "JSON rows", entries_of_rows(path, list(_json_lines(path, text)), column)
         if split_of_name(path.stem) or "caption" in path.name.lower():
             raise UsageError(f"{path} is not whole ({error!s:.80}): mend it, or take it away") from None
         return None

@@ -11,6 +11,7 @@ And the words by which data sets name their splits, in a column, in a file's nam
 import csv
 import json
 import re
+from ast import literal_eval
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -100,14 +101,26 @@ def split_of_value(path: Path, value: Any) -> str | None:
     return split
 
 
-def texts_of(value: Any) -> list[str]:
-    """The captions that a field holds: one, or a list of them, which in a table is written as JSON."""
+def texts_of(path: Path, value: Any) -> list[str]:
+    """The captions that a field holds: one, or a list of them, which in a table is written as JSON or Python.
+
+    Raises:
+        UsageError: it holds something else.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):
-            value = json.loads(value)
+        for read in (json.loads, literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = read(value)
+                break
     if isinstance(value, list):
-        return [text for item in value for text in texts_of(item)]
-    return ["" if value is None else str(value)]
+        return [text for item in value for text in texts_of(path, item)]
+    if isinstance(value, dict):  # as Karpathy's sentences
+        value = next((value[key] for key in CAPTION_COLUMNS if key in value), value)
+    if value is None or value != value:  # not a number: a blank, as pandas writes it
+        return [""]
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise UsageError(f"{path}: a caption is no text: {value!r:.60}")
+    return [str(value)]
 
 
 def _caption_reader(
@@ -125,7 +138,7 @@ def _caption_reader(
             f"{path}: which of its columns holds the captions, {', '.join(columns)}? "
             "Name it with --caption-column"
         )
-    return (lambda row: [text for name in found for text in texts_of(row.get(name))]) if found else None
+    return (lambda row: [text for name in found for text in texts_of(path, row.get(name))]) if found else None
 
 
 def _table_rows(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from own_data.caption_tables import split_of_folder
+from support import interrupts
 
 
 class Stamp(NamedTuple):
@@ -33,12 +34,17 @@ class FolderIndex:
     def __init__(self, folder: Path):
         self.folder = folder
         self.hidden: list[str] = []
+        self.broken: list[str] = []  # links to nothing, or to themselves
         self.files: dict[str, Path] = {}
         self.stamps: dict[str, Stamp] = {}
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._look(folder, "", set())
         for name in sorted(self.files):
             self._by_name[posixpath.basename(name).casefold()].append(name)
+
+    def name_of(self, path: Path) -> str:
+        """The name of a file by its path, one of `files`."""
+        return next(name for name, file in self.files.items() if file == path)
 
     def digest(self) -> str:
         """Another one when a file is added, lost, renamed or changed."""
@@ -82,10 +88,17 @@ class FolderIndex:
 
     def copies(self, names: Iterable[str], originals: Iterable[str]) -> list[str]:
         """Which of the files hold the same bytes as one of the originals."""
-        by_size = defaultdict(list)
-        for original in originals:
-            by_size[self.stamps[original].size].append(original)
-        return [name for name in names if any(self._same(name, o) for o in by_size[self.stamps[name].size])]
+        names, originals = list(names), list(originals)
+        sizes = {self.stamps[name].size for name in names} & {self.stamps[name].size for name in originals}
+        of_originals = {self._digest(name) for name in originals if self.stamps[name].size in sizes}
+        return [
+            name for name in names if self.stamps[name].size in sizes and self._digest(name) in of_originals
+        ]
+
+    def _digest(self, name: str) -> bytes:
+        interrupts.check()
+        with open(self.files[name], "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def _same(self, first: str, second: str) -> bool:
         return filecmp.cmp(self.files[first], self.files[second], shallow=False)
@@ -99,6 +112,8 @@ class FolderIndex:
             name = unicodedata.normalize("NFC", inside + entry.name)
             if entry.name.startswith((".", "__MACOSX")) or entry.name in ("Thumbs.db", "desktop.ini"):
                 self.hidden.append(name)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                self.broken.append(name)
             elif entry.is_dir():
                 self._look(Path(entry.path), f"{name}/", seen)
             elif entry.is_file():

@@ -54,6 +54,7 @@ def read_own_data(own: OwnData, index: FolderIndex) -> list[Image]:
         UsageError: there are no captions, or too many caption files, or nothing for train or val.
     """
     report("hidden files are left out", index.hidden)
+    report("links lead nowhere, and are left out", index.broken)
     report("names differ in case only, and on other systems would be one", index.same_but_case())
     images, unclear = _listed(_caption_files(own, index), index)
     lists = _split_lists(index, images)
@@ -90,7 +91,7 @@ def _caption_files(own: OwnData, index: FolderIndex) -> list[CaptionFile]:
     """The folder's caption files, read: those that were asked for, or all."""
     paths = [path for _, path in sorted(index.files.items()) if path.suffix.lower() in SUFFIXES]
     if own.caption_files:
-        paths = [_inside(own.folder, name) for name in own.caption_files]
+        paths = [_inside(index, name) for name in own.caption_files]
     files = {path: read_caption_file(path, own.caption_column) for path in paths}
     for path, file in files.items():
         if own.caption_files and file is None:
@@ -111,12 +112,13 @@ def _is_packed(name: str) -> bool:
     return name.lower().endswith((".zip", ".tar", ".gz", ".parquet", ".arrow"))
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _inside(index: FolderIndex, name: str) -> Path:
     """A caption file that the user names, by its name in the folder or by a path."""
-    for path in (folder / name, Path(name)):
-        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-            return path
-    raise UsageError(f"--caption-files {name}: there is no such file in {folder}")
+    for path in filter(Path.is_file, (index.folder / name, Path(name))):
+        for file in index.files.values():
+            if file.suffix == path.suffix and file.samefile(path):
+                return file
+    raise UsageError(f"--caption-files {name}: there is no such file in {index.folder}")
 
 
 def _listed(files: list[CaptionFile], index: FolderIndex) -> tuple[dict[str, Image], set[str]]:
@@ -145,7 +147,7 @@ def _listed(files: list[CaptionFile], index: FolderIndex) -> tuple[dict[str, Ima
 
 def _read_into(images: dict[str, Image], file: CaptionFile, index: FolderIndex) -> dict[str, list[str]]:
     """Adds what a caption file says; returns, by the names in it, the files that these may stand for."""
-    place = PurePosixPath(file.path.resolve().relative_to(index.folder.resolve()).as_posix())
+    place = PurePosixPath(index.name_of(file.path))
     file_split = split_of_name(place.stem) or split_of_folder(str(place))
     lookups: dict[str, list[str]] = {}
     blank = []
@@ -194,12 +196,14 @@ def _require_apart(files: list[CaptionFile], images: list[set[str]]) -> None:
 
 def _split_lists(index: FolderIndex, images: dict[str, Image]) -> dict[str, str]:
     """By the names of images, the split of whose list they are; lists of other names are passed over."""
-    known = {word for name in images for word in _names_in_lists(name)}
+    captioned = {word for name in images for word in _names_in_lists(name)}
+    there = {word for name in index.files for word in _names_in_lists(name)}
     lists: dict[str, str] = {}
     for path in sorted(index.files.values()):
         split, names = read_split_list(path) or ("", [])
-        if not known.isdisjoint(names):
+        if not captioned.isdisjoint(names):
             print(f"own data: {path}: {len(names):,} images for {split}")
+            report("of these are not there", [name for name in names if name not in there])
             for name in names:
                 lists[name] = min(lists.get(name, split), split, key=CAREFUL.index)
     return lists

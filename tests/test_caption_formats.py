@@ -231,6 +231,13 @@ def test_what_is_no_caption_file_is_passed_over(tmp_path):
             "has the id of",
         ),
         ("c.csv", "image,caption,split\n1.jpg,a dog,holdout\n", "'holdout' is no split"),
+        (
+            "c.jsonl",
+            '{"image": "1.jpg", "caption": {"en": "a dog"}}',
+            "a caption is no text: {'en': 'a dog'}",
+        ),
+        ("c.jsonl", '{"image": "1.jpg", "caption": true}', "a caption is no text: True"),
+        ("c.json", '{"image": "1.jpg", "caption": "a"}\n{"image": ', "line 2"),
     ],
 )
 def test_damage_is_one_line(tmp_path, name, text, message):
@@ -241,14 +248,38 @@ def test_damage_is_one_line(tmp_path, name, text, message):
     assert str(path) in str(error.value)
 
 
+def test_lists_in_a_table_as_json_and_as_pandas_writes_them(tmp_path):
+    """Of a list that Python has printed, the whole became one caption."""
+    lists = [
+        '["a dog", "it\'s a cat"]',
+        "['a dog', \"it's a cat\"]",
+        "[{'raw': 'a dog'}, {'raw': \"it's a cat\"}]",
+    ]
+    lines = [
+        "image,captions",
+        *(f"{n}.jpg,{quoted(text)}" for n, text in enumerate(lists)),
+        "3.jpg,[sic] a bird",
+    ]
+    rows = rows_of(written(tmp_path / "c.csv", lines))
+    both = [(f"{n}.jpg", text) for n in range(3) for text in ("a dog", "it's a cat")]
+    assert rows == [*both, ("3.jpg", "[sic] a bird")]
+    (only,) = read_caption_file(
+        written(tmp_path / "c.jsonl", ['{"image": "1.jpg", "caption": [{"raw": "a dog"}, NaN, null, 7]}'])
+    ).entries
+    assert only.captions == ["a dog", "", "", "7"]
+
+
+@pytest.mark.parametrize("name", ["data.json", "train.json", "captions.json", "metadata.jsonl"])
+def test_json_objects_a_line_whatever_the_ending(tmp_path, name):
+    """The hub's `to_json` takes any name; one in .json was called damaged, or not seen."""
+    lines = ['{"file_name": "1.jpg", "text": "a dog"}', "", '{"file_name": "2.jpg", "text": "a cat"}']
+    assert rows_of(written(tmp_path / name, lines, last="\n")) == [("1.jpg", "a dog"), ("2.jpg", "a cat")]
+
+
 def test_split_lists_and_the_words_for_splits(tmp_path):
-    assert read_split_list(
-        written(tmp_path / "Flickr_8k.devImages.txt", ["1_a.jpg", "", "2_b.jpg"], "\r\n")
-    ) == (
-        "val",
-        ["1_a.jpg", "2_b.jpg"],
-    )
-    assert read_split_list(written(tmp_path / "train_notes.txt", ["these images are fine"])) is None
+    path = written(tmp_path / "Flickr_8k.devImages.txt", ["1_a.jpg", "", " p (0)+b.jpg "], "\r\n")
+    assert read_split_list(path) == ("val", ["1_a.jpg", "p (0)+b.jpg"])
+    assert read_split_list(written(tmp_path / "notes.txt", ["1_a.jpg"])) is None
     for name, split in {
         "captions_train2017": "train", "captions_val2014": "val", "dataset_test": "test", "validation": "val",
         "evaluation": None, "valley": None, "train_val": None, "Flickr_8k.testImages": "test", "latest": None,

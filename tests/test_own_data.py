@@ -293,6 +293,40 @@ def test_each_kind_of_trouble_is_one_line(tmp_path, capsys):
     assert found["train"] | found["val"] == {f"Images/{n}" for n in (names[2].upper(), *names[3:])}
 
 
+def test_links_in_the_folder_are_followed_and_one_that_leads_nowhere_is_left_out(tmp_path, capsys):
+    """A caption file that was a link, or in a linked folder, ended in a traceback."""
+    elsewhere = make_flickr(tmp_path / "elsewhere", 12)
+    for link, target, place in (("captions.txt",) * 3, ("text", ".", "text/captions.txt")):
+        folder = tmp_path / link.removesuffix(".txt")
+        folder.mkdir()
+        (folder / "pictures").symlink_to(elsewhere / "Images")
+        (folder / link).symlink_to(elsewhere / target)
+        (folder / "me").symlink_to("me")
+        (folder / "gone.jpg").symlink_to("nowhere.jpg")
+        for flags in ((), ("--caption-files", place), ("--caption-files", str(folder / place))):
+            where = own(folder, tmp_path / f"{folder.name}'s root", *flags, "--val-fraction", "0.4")
+            assert sum(map(len, splits_of(where).values())) == 12
+        assert "2 links lead nowhere, and are left out: " in capsys.readouterr().out
+
+
+def test_a_list_of_names_with_blanks_and_brackets_keeps_its_images_from_training(tmp_path, capsys):
+    """One such name, and the whole list was passed over without a word: its images went to training."""
+    folder = tmp_path / "walls"
+    names = [f"p ({number}) ä+b.jpg" for number in range(9)]
+    for number, name in enumerate(names):
+        draw(folder / name, number)
+    rows = [f"{name},a {COLORS[number % 8]} wall" for number, name in enumerate(names)]
+    (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    (folder / "test.txt").write_text("\n".join([*names[:2], "p (99).jpg"]))
+    (folder / "val.txt").write_text("\n".join(names[2:4]))
+    (folder / "train_notes.txt").write_text("of these images, all are walls\n")
+    found = splits_of(own(folder, tmp_path / "root"))
+    assert (found["test"], found["val"], found["train"]) == ({*names[:2]}, {*names[2:4]}, {*names[4:]})
+    said = capsys.readouterr().out
+    assert "1 of these are not there: p (99).jpg" in said
+    assert "train_notes" not in said
+
+
 def test_links_that_cannot_be_made_and_copies(tmp_path, capsys, monkeypatch):
     folder = make_flickr(tmp_path / "walls", 12)
 

@@ -55,8 +55,8 @@ def test_coco_root_may_be_empty_or_begin_at_home(home, monkeypatch, value, place
 
 # --- Windows ---
 
-# A process that lacks what Windows lacks: modules, functions of `os` and `signal`, and a way from one drive to
-# another.  To start one takes seconds, so it runs several scripts.
+# A process that lacks what Windows lacks: modules, functions of `os` and `signal`, and a way between two
+# drives.  To start one takes seconds, so it runs several scripts.
 WINDOWS = f"""
 import json, os, signal, sys
 sys.modules["fcntl"] = sys.modules["resource"] = None

@@ -45,10 +45,12 @@ app: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
 	$(RUN) app.py
 
-# DATA is a data root, such as `python process_coco.py --own FLICKR8K` makes.  RECIPE: h100, or a folder of two YAML
-# files.  Each stage goes on with -c last once it has a checkpoint, and one that is done ends at once.
+# DATA is a data root, such as `python process_coco.py --own FLICKR8K` makes; its name is that of the checkpoints'
+# folder.  RECIPE: h100, or a folder of two YAML files.  Each stage goes on with -c last once it has a checkpoint, and
+# one that is done ends at once.
 RECIPE ?= recipes/photographs
-CHECKPOINTS ?= checkpoints/photographs$(if $(filter h100,$(RECIPE)),-h100)
+blank := $(subst ,, )
+CHECKPOINTS ?= checkpoints/$(notdir $(subst $(blank),-,$(DATA:/=)))$(if $(filter h100,$(RECIPE)),-h100)
 recipe := $(if $(filter h100,$(RECIPE)),recipes/photographs/h100,$(RECIPE))
 begun = $(wildcard $(CHECKPOINTS)/$(1)/checkpoint*.pt)
 train = $(RUN) train_$(1).py --data '$(DATA)' --out $(CHECKPOINTS) --config $(recipe)/$(2)_config.yaml

@@ -10,8 +10,9 @@
     torchrun --nproc_per_node=8 evaluate_captioner.py -c last
 
 Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and all metrics as JSON next to it;
-options other than the defaults are part of their names.  On the full val split, scored as by default, it also
-saves a confidence calibration next to the checkpoint; caption.py uses it.
+options other than the defaults are part of their names, and so is another data root than the captioner was
+trained on.  On the full val split of its own, scored as by default, it also saves a confidence calibration
+next to the checkpoint; caption.py uses it.
 No image is left out: one that cannot be read ends the evaluation, by name.
 """
 
@@ -145,7 +146,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, path, **command_line.search_asked_for(options))
     search = other_search(options, state)
-    changes = differences(options, search)
+    other = other_root(state, data)
+    changes = [*other, *differences(options, search)]
     default_name = results_name(path.stem, options.split, data.split_file, changes)
     results = options.results or path.with_name(default_name)
     for file in filter(None, (results, options.report)):
@@ -169,7 +171,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     references, captions, _ = captioned
     train = [text for _, texts in data.captions("train") for text in texts]
     assessment = assess(*captioned, train, scoring)
-    which = pictures_in_words(options, data.split_file)
+    which = " of ".join([pictures_in_words(options, data.split_file), *other])
     sources = provenance(path, which, captioner.options, assessment["scored_images"], scoring)
     assessment = sources | assessment
 
@@ -177,7 +179,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
     write_json(written[-1], assessment)
     scored_by_default = (options.subset, options.references, options.unit) == (1, None, None)
-    if options.split == "val" and scored_by_default:
+    if options.split == "val" and scored_by_default and not other:
         file = calibration_path(path, search)
         written += save_calibration(file, assessment["calibration"], calibrated_for(path, captioner.options))
     if options.report:
@@ -193,6 +195,12 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     print("\n".join(lines(assessment)))
     sys.stdout.flush()
     print(f"\nBLEU-4 {100 * assessment['metrics']['BLEU-4']:.2f}")
+
+
+def other_root(state: dict[str, Any], data: CocoData) -> list[str]:
+    """Where the data are others than the captioner was trained on: a word for them, for file names."""
+    was, now = state.get("root"), data.identity()["root"]["sha256"]
+    return [f"root-{now[:8]}"] if was and was["sha256"] != now else []
 
 
 def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None) -> str:

@@ -4,6 +4,7 @@ And the reading of what `process_coco.py` leaves in `processed/`: the lists of e
 `Ragged` holds such a list in memory that processes share instead of copying.
 """
 
+import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,7 +195,14 @@ class CocoData:
         return {
             "split_file": self.split_file and self.split_file.facts(),
             "resized_to": self.resized_to,
+            **self.identity(),
         }
+
+    def identity(self) -> dict[str, dict[str, str]]:
+        """By what data are told from others, wherever they lie: a root by the ids of its train2017."""
+        ids = np.array(load_processed(self.paths, "train", "image_ids"), "<i8")
+        words = f"{len(ids):,} images in {self.paths['train_images']}"
+        return {"root": {"words": words, "sha256": hashlib.sha256(np.sort(ids).tobytes()).hexdigest()}}
 
     def image_kind(self) -> str:
         """Which images are read, in words."""

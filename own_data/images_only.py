@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -100,8 +100,8 @@ class ImageFolders(CocoData):
     def how_to_mend(self) -> str:
         return "put whole files in the places of those named above"
 
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | {"images": {"words": self.words, "sha256": self.digest}}
+    def identity(self) -> dict[str, dict[str, str]]:
+        return {"images": {"words": self.words, "sha256": self.digest}}
 
 
 def add_images_options(parser: argparse.ArgumentParser) -> None:

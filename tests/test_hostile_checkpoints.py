@@ -72,8 +72,9 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
     yield "model", {}
     yield "split_file", "mine.json"
     yield "split_file", {"name": "mine.json"}
-    yield "images", {"words": "3 images", "sha256": 5}
-    yield "images", None
+    for part in ("root", "images"):
+        yield part, {"words": "3 images", "sha256": 5}
+        yield part, None
     for value in ("256", "/../elsewhere", -256, 2.5, True, 1 << 60):
         yield "resized_to", value
 

@@ -131,12 +131,32 @@ def test_a_changed_folder_is_said_and_in_the_middle_of_an_epoch_refused(run, fol
     assert f"was begun with --images, 15 images in {folder}, now --images, 14" in capsys.readouterr().err
 
 
+def test_another_data_root_is_said_and_in_the_middle_of_an_epoch_refused(run, make_tiny_coco, capsys):
+    """The same images elsewhere are the same."""
+    first, second = (make_tiny_coco(name, train=8, first_id=number) for number, name in enumerate("ab", 5))
+    own = {"images": None}
+    run("out", "--data", str(first["data"]), "--epochs", "1", **own)
+    with pytest.MonkeyPatch.context() as context:
+        record_steps(context, stop_after=1)
+        with pytest.raises(BaseException, match="SIGTERM"):
+            run("out", "-c", "last", "--data", str(first["data"]), **own)
+    with pytest.raises(UsageError, match=r"with a data root, 8 images in .*a/train2017, now .*b/train2017"):
+        run("out", "-c", "last", "--data", str(second["data"]), **own)
+    moved = first["data"].rename(first["data"].with_name("moved"))
+    run("out", "-c", "last", "--data", str(moved), "--epochs", "2", **own)
+    assert "other images" not in capsys.readouterr().err
+    run("out", "-c", "last", "--data", str(second["data"]), "--epochs", "2", **own)
+    said = capsys.readouterr()
+    assert "note: this run was begun with a data root" in said.err
+    assert "all 2 epochs are done" in said.out
+
+
 def test_a_run_does_not_change_from_images_to_a_data_root_or_back(run, tmp_path, tiny_coco):
     run("out", "--epochs", "1")
     with pytest.raises(UsageError, match=r"begun with --images, 15 images in .*, not with a data root"):
         run("out", "-c", "last", "--data", str(tiny_coco["data"]), images=None)
     run("root", "--data", str(tiny_coco["data"]), "--epochs", "1", images=None)
-    with pytest.raises(UsageError, match="begun with a data root, not with --images, 15"):
+    with pytest.raises(UsageError, match=r"begun with a data root, \d+ images in .*, not with --images, 15"):
         run("root", "-c", "last")
 
 

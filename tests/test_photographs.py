@@ -1,5 +1,6 @@
 """`make photographs`: all stages in a row, stopped in two ways, called again, and when all is done."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_when_all_is_done(make,
     assert said.count("all 2 epochs are done") == 3
     assert "BLEU-4" not in said
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == files
+
+
+def test_each_data_root_has_checkpoints_of_its_own():
+    """One for all of them: with a second root, `make photographs` did nothing and was content."""
+    folders = {}
+    for data in ("data/first", "data/second/", "/some where/third", "second"):
+        command = ["make", "-n", "photographs", f"DATA={data}", f"RUN={sys.executable}"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        (folders[data],) = {*re.findall(r"--out (\S+)", said)}
+    assert folders == {
+        "data/first": "checkpoints/first", "data/second/": "checkpoints/second",
+        "/some where/third": "checkpoints/third", "second": "checkpoints/second",
+    }  # fmt: skip
 
 
 def test_without_a_data_root_it_says_so():

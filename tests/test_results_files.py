@@ -1,6 +1,7 @@
 """No evaluation replaces the results of another, and the names say what each is of."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -71,6 +72,21 @@ def test_a_split_file_is_in_the_name_by_what_is_in_it(run, tmp_path):
         names += [name for name in written if "metrics" not in name]
         assert names[-1].startswith("checkpoint1_test_mine-")
     assert names[0] != names[1], "another split under the same name"
+
+
+def test_another_data_root_replaces_neither_results_nor_calibration(run, make_tiny_coco, tmp_path):
+    """The line that this script's help shows replaced the confidence of the weights that ship."""
+    run()
+    other = make_tiny_coco("other", train=5, val=4, unlabeled=0)
+    written, metrics = run("--data", str(other["data"]))
+    (name,) = {re.sub("root-[0-9a-f]{8}", "root", name) for name in written if "metrics" not in name}
+    assert name == "checkpoint1_val_root_results.json"
+    assert not any("calibration" in name for name in written)
+    assert "| val2017 of root-" in metrics["signature"]
+    moved = run.paths["data"].rename(tmp_path / "moved")
+    for path in run.checkpoint.parent.glob("*.json"):
+        path.unlink()
+    assert run("--data", str(moved))[0] == files("val") | {"checkpoint1_calibration.json"}
 
 
 def test_training_scores_what_the_search_finds_and_the_finished_captioner_has_its_consensus(

@@ -171,18 +171,22 @@ def open_run(
 
 
 def require_same_images(checkpoint: dict[str, Any], data: CocoData) -> None:
-    """Says so where a run goes on with other images of `--images` than it began with.
+    """Says so where a run goes on with another data root, or other images of `--images`, than it began with.
 
     Raises:
         UsageError: it does so in the middle of an epoch, or from a data root to such images or back.
     """
-    was, now = checkpoint.get("images"), data.facts().get("images")
-    if (was and was["sha256"]) == (now and now["sha256"]):
+    ((kind, now),) = data.identity().items()
+    begun = "images" if "images" in checkpoint else "root"
+    was = checkpoint.get(begun)  # None: a root of which a checkpoint of before says nothing
+    if begun == kind and (was is None or was["sha256"] == now["sha256"]):
         return
-    begun, named = (f"--images, {images['words']}" if images else "a data root" for images in (was, now))
-    if not (was and now):
-        raise UsageError(f"this run was begun with {begun}, not with {named}: it goes on with that only")
-    change = f"this run was begun with {begun}, now {named}: other names, or another --val-fraction"
+    said = {"images": "--images", "root": "a data root"}
+    before, after = (said[k] + (f", {d['words']}" if d else "") for k, d in ((begun, was), (kind, now)))
+    if begun != kind:
+        raise UsageError(f"this run was begun with {before}, not with {after}: it goes on with that only")
+    change = f"this run was begun with {before}, now {after}: "
+    change += "other names, or another --val-fraction" if kind == "images" else "other images"
     if in_mid_epoch(checkpoint):
         raise UsageError(
             f"{change}; in the middle of an epoch it needs the same: bring them back, or go on from a "

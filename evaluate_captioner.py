@@ -127,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="one HTML page that shows the run")
     parser.add_argument(
-        "--encoder", metavar="CKPT", help="whose curves and reconstructions the report shows (default: last)"
+        "--encoder",
+        metavar="CKPT",
+        help="whose curves and reconstructions the report shows (default: the newest beside the captioner)",
     )
     options = parser.parse_args(arguments)
     with distributed.process_group() as device:
@@ -143,7 +145,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     if options.split == "test" and data.split_file is None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
-    encoder = encoder_of(paths["encoder_checkpoints"], options.encoder) if options.report else None
+    encoder = encoder_of(path.parent.with_name("encoder"), options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, path, **command_line.search_asked_for(options))
     search = other_search(options, state)
     other = other_root(state, data)

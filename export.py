@@ -24,7 +24,7 @@ import torch
 from captioner import captioner_from_state, require_captioner
 from image_captioner import AutoEncoderShape
 from model_card import TERMS, UNKNOWN, filled, front_matter, metrics_in_words, training_in_words, write_card
-from onnx_export import export_onnx
+from onnx_export import ENCODER, STEP, export_onnx
 from paths import paths_from_options
 from reconstruction import require_auto_encoder
 from support import command_line
@@ -90,6 +90,8 @@ def export_captioner(
     config, encoder, _ = require_captioner(path, state)
     captioner = captioner_from_state(state, torch.device("cpu"), path=path)
     hub_folder.save(options.place, state | {"model": captioner.model.state_dict()})
+    for name in (ENCODER, STEP):  # of an export before: they have its weights
+        (options.place / name).unlink(missing_ok=True)
     if options.onnx:
         export_onnx(captioner, options.place)
     size = str(captioner.transform.size)

@@ -3,6 +3,7 @@
 The texts lie in `model_cards/`; what is filled in comes from the checkpoint and from an evaluation's JSON.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -12,6 +13,7 @@ import yaml
 
 from paths import ROOT
 from scoring.metrics import METRICS
+from support.files import replacing
 
 # Data sets whose terms are known, by the name that `--trained-on` takes.
 TERMS = {
@@ -78,8 +80,16 @@ def training_in_words(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_card(folder: Path, name: str, **fields: str) -> None:
-    """Fills in `model_cards/NAME.md`."""
-    (folder / "README.md").write_text(filled(name, **fields), encoding="utf-8")
+    """Fills in `model_cards/NAME.md` as a folder's README.md.
+
+    Another one that is there stays: somebody may have named the data in it, or it is no card at all.
+    """
+    card, path = filled(name, **fields), folder / "README.md"
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != card:
+        print(f"note: {path} stays as it was: take it away, and export again, for a new one", file=sys.stderr)
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(card, encoding="utf-8")
 
 
 def filled(name: str, **fields: str) -> str:

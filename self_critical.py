@@ -18,6 +18,7 @@ Shapes: B images, W samples of each, L context length, T tokens of the longest s
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ from coco.tokenizer import EOS
 from coco_loader import LoaderOptions, get_coco_loader
 from image_captioner import PatchChoice
 from image_transforms import TrainingTransform, normalize
-from scoring.metrics import Cider, ptb_tokenize
+from scoring.comparison import OFFICIAL, Scoring
+from scoring.metrics import Cider
 from support import distributed
 from support.configuration import sets
 from support.errors import UsageError
@@ -54,13 +56,19 @@ OWN_KEYS = {
     "learning_rate": "self_critical_learning_rate",
     "ema_decay": "self_critical_ema_decay",  # the captioner's, if this is None
 }
+# What it does not heed: its rate falls from the start, all layers learn, and there are no labels.
+UNHEEDED = (
+    "warmup_epochs", "start_factor", "min_learning_rate", "unfreeze_start_epoch", "label_smoothing",
+    "captions_per_image", "length_buckets",
+)  # fmt: skip
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[str, Any]]:
     """Loads what `-c` names: a checkpoint of this stage to resume, or a captioner to begin with.
 
-    A bare name or `last` is looked for in this stage's folder, then among the captioners.
+    A bare name or `last` is looked for in this stage's folder, then among the captioners.  Where the
+    captioner was trained anew since, `last` is that one.
 
     Returns:
         The file, and what it holds; a captioner's as if no step of this stage were done.
@@ -68,14 +76,27 @@ def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[
     folders = paths["self_critical_checkpoints"], paths["captioner_checkpoints"]
     begun = checkpoints.existing(folders[0]) if wanted == "last" else (folders[0] / wanted).is_file()
     path, state = checkpoints.load_named(folders[0 if begun else 1], wanted, "captioner")
+    if wanted == "last" and is_superseded(state, folders[1]):
+        if distributed.is_main():
+            print(f"note: {path} began with another captioner than lies in {folders[1]} now", file=sys.stderr)
+        path, state = checkpoints.load_named(folders[1], wanted, "captioner")
     if not state.get("self_critical"):
+        begun_with = {"name": path.name, "sha256": checkpoints.digest(path)}
         if distributed.is_main():
             print(f"self-critical: begins with {path}", flush=True)
         optimizer = state["optimizer"] and {**state["optimizer"], "state": {}}
         state = {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
+        state["begun_with"] = begun_with
         for part in ("last_weights", "averaged_steps"):  # it begins with the weights that were evaluated
             state.pop(part, None)
     return path, state
+
+
+def is_superseded(state: Mapping[str, Any], captioners: Path) -> bool:
+    """Whether the captioner that a run of this stage began with was trained anew: another bears its name."""
+    begun_with = state.get("begun_with")
+    file = captioners / begun_with["name"] if begun_with else None
+    return file is not None and file.is_file() and checkpoints.digest(file) != begun_with["sha256"]
 
 
 def stage_config(config: Config, changes: Sequence[str]) -> Config:
@@ -91,6 +112,9 @@ def stage_config(config: Config, changes: Sequence[str]) -> Config:
     for key, own in OWN_KEYS.items():
         if any(sets(change, key) for change in changes):
             raise UsageError(f"--set {key}: the self-critical stage reads {own}; set that")
+    for key in UNHEEDED:
+        if any(sets(change, key) for change in changes):
+            raise UsageError(f"--set {key}: it changes nothing in the self-critical stage; leave it out")
     values = {key: own for key, name in OWN_KEYS.items() if (own := getattr(config, name)) is not None}
     return replace(config, **values, warmup_epochs=0.0, min_learning_rate=0.0)
 
@@ -106,7 +130,7 @@ def open_stage(
     loaded = load_checkpoint(paths, options.checkpoint)
     own = {**paths, f"{config_class.STAGE}_checkpoints": paths["self_critical_checkpoints"]}
     run = open_run(options, own, config_class, require_model, device, loaded)
-    return replace(run, config=stage_config(run.config, options.changes))
+    return replace(run, config=stage_config(run.config, options.changes), epochs_key=OWN_KEYS["total_epochs"])
 
 
 def image_loaders(
@@ -132,7 +156,8 @@ class CiderReward:
     Args:
         training: (image id, captions) of the training images: references and word weights.
         others: the same of images whose samples are only scored.
-        tokenizer: makes words of the samples' tokens.
+        tokenizer: makes text of the samples' tokens.
+        scoring: how captions are compared, as in the evaluation.
     """
 
     def __init__(
@@ -140,13 +165,15 @@ class CiderReward:
         training: Iterable[tuple[int, list[str]]],
         others: Iterable[tuple[int, list[str]]],
         tokenizer: Tokenizer,
+        scoring: Scoring = OFFICIAL,
     ):
         self.tokenizer, self.end_token = tokenizer, tokenizer.token_to_id(EOS)
-        self.references = {image_id: ptb_tokenize(captions) for image_id, captions in training}
+        self.words_of = scoring.tokenize
+        self.references = {image_id: self.words_of(captions) for image_id, captions in training}
         self.cider = Cider(
             [with_end(caption) for caption in captions] for captions in self.references.values()
         )
-        self.references |= {image_id: ptb_tokenize(captions) for image_id, captions in others}
+        self.references |= {image_id: self.words_of(captions) for image_id, captions in others}
 
     def __call__(self, image_ids: list[int], samples: list[list[list[int]]]) -> list[list[float]]:
         """The reward of each sample, W token lists of each image.
@@ -170,7 +197,7 @@ class CiderReward:
     def words(self, sample: Iterable[int]) -> list[str]:
         """The words of a sample, and the end token if it has one."""
         sample = list(sample)
-        (caption,) = ptb_tokenize([self.tokenizer.decode(sample)])
+        (caption,) = self.words_of([self.tokenizer.decode(sample)])
         return with_end(caption) if self.end_token in sample else caption.split()
 
 
@@ -312,9 +339,11 @@ class SelfCritical:
         self._samples = self._distinct = self._ended = 0
 
 
-def new_critic(captioner: Captioner, data: CocoData, num_samples: int, visible: PatchChoice) -> SelfCritical:
+def new_critic(
+    captioner: Captioner, data: CocoData, num_samples: int, visible: PatchChoice, scoring: Scoring
+) -> SelfCritical:
     """The stage's loss function on some data, all of whose captions it reads and counts."""
-    reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer)
+    reward = CiderReward(data.captions("train"), data.captions("val"), captioner.tokenizer, scoring)
     return SelfCritical(captioner, reward, num_samples, visible)
 
 

@@ -71,7 +71,8 @@ class CaptionerConfig(CaptioningConfig, EvaluationConfig, TrainingConfig):
     layer_decay: float = bounded(
         above=0, at_most=1
     )  # learning rate of each group, relative to the group above it
-    # Of the encoder's top layer, how often it is left out of a sample in training; 0 for the lowest layer.
+    # Of the encoder's top layer, how often each sublayer is left out of a sample in training; 0 for the
+    # lowest layer.
     drop_path: float = bounded(at_least=0, below=1)
     # Of an image's patches, the share that the encoder does not see in training, others each time.
     patch_dropout: float = bounded(at_least=0, below=1)
@@ -133,22 +134,24 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     scheduler = warmup_then_cosine(config)
     data = run.data.for_training(["train"], encoder.image_size, run.checkpoint)
     visible = partial(visible_patches, num_patches=encoder.num_patches, dropout=config.patch_dropout)
-    critic = (
-        new_critic(captioner, data, config.self_critical_samples, visible) if options.self_critical else None
-    )
+    image_loader = reference_loader(config, data, captioner, options.subset)
+    scoring = scoring_of(captioner, image_loader.dataset)
+    critic = None
+    if options.self_critical:
+        critic = new_critic(captioner, data, config.self_critical_samples, visible, scoring)
     pair_loss = partial(
         caption_loss, pad_id=captioner.pad_id, label_smoothing=config.label_smoothing, visible=visible
     )
     loss_fn, make_loaders = (critic.loss, image_loaders) if critic else (pair_loss, pair_loaders)
     train_loader, val_loader = make_loaders(config, data, captioner, options.subset)
-    image_loader = reference_loader(config, data, captioner, options.subset)
-    stepper = Stepper(loss_fn, optimizer, scheduler, gradient_scaler(config, device), config, device)
-    scoring = scoring_of(captioner, image_loader.dataset)
+    scaler = gradient_scaler(config, device)
+    stepper = Stepper(loss_fn, optimizer, scheduler, scaler, config, device, may_be_zero=critic is not None)
     contents = {
         "encoder": config_to_dict(encoder, AutoEncoderShape),
         "tokenizer": tokenizer.to_str(),
         "from_scratch": from_scratch,
         "self_critical": options.self_critical,
+        **({"begun_with": run.checkpoint["begun_with"]} if critic and "begun_with" in run.checkpoint else {}),
         **data.facts(),
     }
     trainer = Trainer(

@@ -4,7 +4,6 @@ A row is what one core does: one process, one thread, no worker.  The images are
 that `--pictures` names; after the first round the system holds them in memory, so that no disk is measured.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from images.image_folders import image_name
 from images.resized_copies import copy_picture, with_resized
 from paths import locations
 from support.errors import RunError
+from support.parallel import usable_cores
 
 COPY_SIZE = 256  # pixels, the shorter side
 BATCH = 64
@@ -66,7 +66,7 @@ def curves(setting: Setting) -> Iterator[Row]:
 
 def numbers_of_workers() -> list[int]:
     """0, 1, 2, 4, 8 ... and the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return [0, *(2**power for power in range(8) if 2**power < cores), cores]
 
 

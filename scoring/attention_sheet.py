@@ -11,6 +11,8 @@ Shapes: h × w the grid of patches.
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from itertools import count
 
 import torch
@@ -41,6 +43,12 @@ FRAME = (200, 200, 206)
 RED = (226, 48, 38)
 PAPER = (255, 255, 255)
 
+ASCII = frozenset(map(chr, range(128)))
+FONTS = (  # of Linux, macOS and Windows, for what is not ASCII; where none has it, boxes are drawn
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc",
+    "Arial Unicode.ttf", "PingFang.ttc", "arial.ttf", "msyh.ttc", "msgothic.ttc", "malgun.ttf", "Nirmala.ttf",
+)  # fmt: skip
+
 LEGEND = (
     "Outlined, in full colour: the fewest patches that hold half of the word's attention, and what share of "
     "the picture they are."
@@ -64,8 +72,8 @@ def attention_sheet(picture: Image.Image, words: Sequence[str], maps: torch.Tens
     rows = max([PICTURE_CELLS, *(row + 1 for row, _ in cells)])
     sheet = Image.new("RGB", (WIDTH, top + rows * (LABEL + TILE + GAP) + LABEL + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font, note = ImageFont.load_default(CAPTION), ImageFont.load_default(NOTE)
-    draw.multiline_text((MARGIN, MARGIN), caption, INK, font, spacing=LEADING - CAPTION)
+    note = ImageFont.load_default(NOTE)
+    draw.multiline_text((MARGIN, MARGIN), caption, INK, font_for(caption, CAPTION), spacing=LEADING - CAPTION)
     draw.text((MARGIN, sheet.height - MARGIN), LEGEND, PALE_INK, note, anchor="ls")
 
     large = picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
@@ -124,15 +132,31 @@ def framed(picture: Image.Image) -> Image.Image:
 
 
 def fitting_font(text: str, room: int, size: int) -> ImageFont.FreeTypeFont:
-    """The default font, so small that the text is no wider than `room` pixels."""
-    while size > 8 and ImageFont.load_default(size).getlength(text) > room:
+    """A font with the text's letters, so small that the text is no wider than `room` pixels."""
+    while size > 8 and font_for(text, size).getlength(text) > room:
         size -= 1
+    return font_for(text, size)
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, which has ASCII alone, or one of this machine with all the text's letters."""
+    return _font_with(frozenset(text) - ASCII, size)
+
+
+@cache
+def _font_with(letters: frozenset[str], size: int) -> ImageFont.FreeTypeFont:
+    for name in FONTS if letters else ():
+        with suppress(OSError):  # not on this machine
+            font = ImageFont.truetype(name, size)
+            missing = bytes(font.getmask("\uffff"))  # no character: what a font shows for what it lacks
+            if all(bytes(font.getmask(letter)) != missing for letter in letters):
+                return font
     return ImageFont.load_default(size)
 
 
 def wrapped(text: str, room: int, size: int) -> str:
     """The text in lines no wider than `room` pixels."""
-    font = ImageFont.load_default(size)
+    font = font_for(text, size)
     for characters in range(len(text) + 1, 0, -1):
         lines = textwrap.wrap(text, characters)
         if all(font.getlength(line) <= room for line in lines):

@@ -90,7 +90,7 @@ def decoding_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager:
-    """Inside, matrix products run in `precision` and reductions in float32."""
+    """Inside, matrix products run in `precision`; reductions in float32 on a GPU, as their input on a CPU."""
     if precision is torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=precision)

@@ -16,14 +16,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def worker_processes() -> Iterator[Executor]:
-    """A process for each core, for `on_all_cores` where there is work in several rounds.
+    """A process for each usable core, for `on_all_cores` where there is work in several rounds.
 
     They start when there is work.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, held or not
-    pool = ProcessPoolExecutor(None, context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(usable_cores(), context, initializer=_prepare_worker)
     try:
         yield pool
     finally:

@@ -1,13 +1,17 @@
 """Where the decoder looked, word by word, and the sheet that shows it."""
 
+from pathlib import Path
+
+import matplotlib
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from coco.tokenizer import SOS, words_of
 from image_transforms import central_square, normalize
-from scoring.attention_sheet import PAPER, RED, attention_sheet, fewest_with, spotlight
+from scoring import attention_sheet as attention_sheets
+from scoring.attention_sheet import PAPER, RED, attention_sheet, fewest_with, font_for, spotlight
 from tests.captioner_cases import random_captioner
 
 BLUE = (20, 60, 200)
@@ -117,6 +121,27 @@ def test_a_sheet_has_a_cell_for_every_word(count):
     )
     assert red == count * (58**2 - 52**2)
     assert blue == 478**2 + count * 52**2  # the picture itself, but for its frame, and all those patches
+
+
+def test_letters_of_other_scripts_are_drawn_where_the_machine_has_them(monkeypatch):
+    """Pillow's own font has ASCII alone: every ä was a box."""
+    dejavu = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    monkeypatch.setattr(attention_sheets, "FONTS", ("no such font.ttf", str(dejavu)))
+    attention_sheets._font_with.cache_clear()
+    for text in ("größer", "собака", "σκύλος"):
+        font = font_for(text, 20)
+        masks = {bytes(font.getmask(letter)) for letter in text}
+        assert len(masks) == len(set(text))
+        assert bytes(font.getmask("\uffff")) not in masks
+    pillow = ImageFont.load_default(20).getname()
+    assert (
+        font_for("a dog", 20).getname() == font_for("一只狗", 20).getname() == pillow
+    )  # DejaVu has no Chinese
+    attention_sheets._font_with.cache_clear()
+    words = ["ein", "größerer", "Hund"]
+    assert attention_sheet(PICTURE, words, torch.ones(3, 2, 2)) != attention_sheet(
+        PICTURE, ["ein", "gr\uffff\uffffßerer", "Hund"], torch.ones(3, 2, 2)
+    )
 
 
 def test_the_central_square_is_what_evaluation_sees():

@@ -22,6 +22,7 @@ import train_captioner
 from captioner import load_captioner
 from image_transforms import normalize
 from model_card import TERMS, front_matter
+from onnx_export import ENCODER, STEP
 from tests.captioner_cases import TEXTS, save_random_captioner
 from tests.training_cases import ONE_LAYER, ended, train_captions, train_mae, write_config
 from training import checkpoints
@@ -149,6 +150,27 @@ def test_a_card_gives_no_more_license_than_the_data_do():
     assert dict(zip([*TERMS, None], licenses)) == {
         "coco": "mit", "flickr8k": "other", "sample": "mit", None: None,
     }  # fmt: skip
+
+
+def test_an_export_replaces_no_card_that_somebody_has_changed_and_leaves_no_older_onnx(tmp_path, capsys):
+    """It replaced any README.md, that of a repository too, and left ONNX files of the weights before."""
+    extra("safetensors")
+    path, folder = exported(tmp_path)
+    card, again = folder / "README.md", ["-c", str(path), str(folder)]
+    written = card.read_text()
+    for name in (ENCODER, STEP):
+        (folder / name).write_bytes(b"of other weights")
+    export.main(again)
+    assert "stays as it was" not in capsys.readouterr().err
+    assert not list(folder.glob("*.onnx"))
+    card.write_text(written.replace("before you publish", "") + "Our own photographs.")
+    before = card.read_bytes()
+    export.main(again)
+    assert f"note: {card} stays as it was" in capsys.readouterr().err
+    assert card.read_bytes() == before
+    card.unlink()
+    export.main(again)
+    assert card.read_text() == written
 
 
 def test_without_safetensors_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):

@@ -72,7 +72,7 @@ def places_of_unsound_contents(state: dict[str, Any], resumes: bool) -> Iterator
     yield "model", {}
     yield "split_file", "mine.json"
     yield "split_file", {"name": "mine.json"}
-    for part in ("root", "images"):
+    for part in ("root", "images", "begun_with"):
         yield part, {"words": "3 images", "sha256": 5}
         yield part, None
     for value in ("256", "/../elsewhere", -256, 2.5, True, 1 << 60):

@@ -1,6 +1,7 @@
 """What progress bars leave behind in a log file."""
 
 import io
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -95,6 +96,13 @@ def test_a_terminal_sees_the_bar_move(clock, log, monkeypatch):
     for _ in progress_bar(range(5), what="epoch 1", unit="step", log=False):
         clock.now += 1
     assert [f"{done}/5" in log.getvalue() for done in range(6)] == [True] * 6
+
+
+def test_work_on_all_cores_starts_no_more_processes_than_it_may_use_cores(monkeypatch):
+    """In a share of 8 of a node's 128 cores it started 128."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
+    with parallel.worker_processes() as pool:
+        assert pool._max_workers == 3
 
 
 def test_work_on_all_cores_shows_such_a_bar(clock, log, monkeypatch):

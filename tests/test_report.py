@@ -90,7 +90,10 @@ def test_the_report_stands_alone_and_shows_the_figures_of_the_json(run, tmp_path
         assert heading in shown.text
 
 
-def test_without_an_encoder_the_report_leaves_its_part_out(run):
+def test_the_report_shows_the_encoder_beside_the_captioner_or_none(run, tmp_path):
+    """It showed that of checkpoints/encoder, whoever trained it."""
+    assert "Reconstructions" in run()
+    (tmp_path / "out" / "encoder").rename(tmp_path / "elsewhere")
     text = run()
     assert "captioner: loss" in text
     assert "Reconstructions" not in text

@@ -3,6 +3,8 @@
 import json
 import math
 import multiprocessing
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +29,8 @@ from tests.training_cases import (
 )
 from training import checkpoints
 from training.loop import Trainer
-from training.optimizer import learning_rate_factor
+from training.optimizer import WeightAverage, learning_rate_factor
+from training.sampling import MicroBatch
 from training.step import Stepper
 
 
@@ -302,6 +305,40 @@ def test_a_gpu_that_is_too_small_is_one_line_that_says_what_would_do(run, monkey
     monkeypatch.setattr(Stepper, "step", full)
     with pytest.raises(RunError, match="cannot hold 3 samples at once: raise accumulation_steps"):
         run("encoder", "out", "--epochs", "1", accumulation_steps=2)
+
+
+def test_memory_that_ends_while_weights_move_saves_no_half_counted_step(run, tmp_path, monkeypatch):
+    """The moments of AdamW and the mean of the weights take memory after the backward pass, too."""
+    run("encoder", "whole", "--epochs", "1", ema_decay=0.9)
+    update, calls = WeightAverage.update, []
+
+    def full_at_the_second(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        update(*given)
+
+    with monkeypatch.context() as context:
+        context.setattr(WeightAverage, "update", full_at_the_second)
+        with pytest.raises(RunError, match="cannot hold"):
+            run("encoder", "parts", "--epochs", "1", ema_decay=0.9, checkpoint_minutes=1e-9)
+    run("encoder", "parts", "-c", "last", "--epochs", "1", ema_decay=0.9)
+    whole, parts = (state_of(tmp_path / out, "encoder") for out in ("whole", "parts"))
+    assert_same(whole["model"], parts["model"])
+
+
+def test_an_image_that_only_fills_a_place_is_not_counted_as_unreadable():
+    """Where there are fewer samples than processes, the first one stands in, weighing nothing."""
+    weight = torch.ones(1, requires_grad=True)
+    config = SimpleNamespace(batch_size=2, precision="float32")
+    stepper = Stepper(
+        lambda network, batch: ((weight * 2).sum(), torch.tensor(1.0)), None, None,
+        torch.amp.GradScaler("cpu", enabled=False), config, torch.device("cpu"),
+    )  # fmt: skip
+    batch = namedtuple("Batch", "unreadable")(["x.jpg"])
+    for real, counted in ((True, 1), (False, 0)):
+        sums = stepper._backward(None, [batch], [MicroBatch([0, 1], real)])
+        assert sums.tolist()[1:3] == [real, counted]
 
 
 def test_the_validation_loss_is_the_mean_over_all_tokens(run, tmp_path, make_tiny_coco):

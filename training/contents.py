@@ -43,10 +43,10 @@ def require_parts(path: Path, state: Mapping[str, Any]) -> None:
         isinstance(split, dict) and all(isinstance(split.get(key), kind) for key, kind in kinds.items())
     ):
         raise _unsound(path, f"its split_file should hold {', '.join(kinds)}")
-    for part in ("root", "images"):  # by `CocoData.identity`
-        kept = state.get(part, {"words": "", "sha256": ""})
-        if not (isinstance(kept, dict) and all(isinstance(kept.get(k), str) for k in ("words", "sha256"))):
-            raise _unsound(path, f"its {part} should hold words, sha256")
+    for part, word in (("root", "words"), ("images", "words"), ("begun_with", "name")):
+        kept = state.get(part, {word: "", "sha256": ""})
+        if not (isinstance(kept, dict) and all(isinstance(kept.get(k), str) for k in (word, "sha256"))):
+            raise _unsound(path, f"its {part} should hold {word}, sha256")
     size = state.get("resized_to")
     if size is not None and not (type(size) is int and 0 < size <= LARGEST_COUNT):
         raise _unsound(path, "its resized_to should be a number of pixels, or none")

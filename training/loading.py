@@ -4,7 +4,6 @@ And how long to wait for a batch: while samples arrive, and no longer than a sig
 """
 
 import gc
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from support import distributed, interrupts, memory
 from support.errors import RunError
+from support.parallel import usable_cores
 
 LOOK_EVERY = 0.5  # seconds
 LAST_BATCH = 2.0  # seconds that a batch may take after a signal, where other ranks need it for their step
@@ -77,7 +77,6 @@ class Patience:
             )
 
 
-LINUX = hasattr(os, "sched_getaffinity")
 LOADING_TIMEOUT = 60.0  # seconds without a sample, where no configuration says
 PREFETCHED = 2  # batches in work or ready for each worker, as is usual
 BUS_ERROR = [-signal.SIGBUS] if hasattr(signal, "SIGBUS") else []  # exit code of who found no memory there
@@ -211,8 +210,7 @@ def _next(batches: Iterator[Any], patience: Patience) -> Any:
 
 def share_of_cores() -> int:
     """The cores that this process may use, divided among the processes of the run on this machine."""
-    cores = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
-    return max(1, cores // distributed.local_world_size())
+    return max(1, usable_cores() // distributed.local_world_size())
 
 
 def end_by_force(workers: Sequence[BaseProcess]) -> None:

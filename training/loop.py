@@ -228,11 +228,12 @@ class Trainer:
 
     def queue_step(self, number: int, micro_batches: list[NamedTuple]) -> None:
         """Sends one optimizer step to the device; its report waits to be read."""
-        for why in (why for batch in micro_batches for why in batch.unreadable):
-            tqdm.write(f"warning: left out: {why}", file=sys.stderr)
+        plan = self.sampler.micro_batches(number)
+        for batch, planned in zip(micro_batches, plan):
+            for why in batch.unreadable if planned.real else ():
+                tqdm.write(f"warning: left out: {why}", file=sys.stderr)
         self.model.train()
         seed = mix(self.config.seed, self.progress.epoch, number, distributed.rank())
-        plan = self.sampler.micro_batches(number)
         epochs = self.progress.epoch + number / self.steps_per_epoch
         try:
             report = self.stepper.step(self.network.current, micro_batches, plan, seed, epochs)
@@ -298,7 +299,8 @@ class Trainer:
         A process that left first shows in the others as a broken connection.
         """
         left_alone = distributed.is_broken_connection(error)
-        if isinstance(error, RunError | interrupts.Interrupted) or left_alone:
+        foreseen = isinstance(error, RunError | interrupts.Interrupted) or left_alone
+        if foreseen and not self.stepper.updating:  # or weights have moved, and the step is not counted
             self.save()
         if left_alone:
             interrupts.check()

@@ -97,9 +97,19 @@ class Run(Generic[Config]):
     tensorboard: bool  # whether to write its log, too
     lock: RunLock | None = None  # on the folder, once it is taken
     board: TensorBoardLog | None = None  # TensorBoard's, in the main process and where it is asked for
+    epochs_key: str = "total_epochs"  # of the configuration: says how many this stage has
 
     def is_complete(self, until: int | None) -> bool:
-        """Whether the checkpoint has done all epochs, or `until` of them; one line says so then."""
+        """Whether the checkpoint has done all epochs, or `until` of them; one line says so then.
+
+        Raises:
+            UsageError: `until` is beyond the schedule's end, where the rate stays at its least.
+        """
+        if until and until > self.config.total_epochs:
+            raise UsageError(
+                f"--epochs {until}: the schedule has {self.config.total_epochs}, and nothing more is learned "
+                f"beyond its end; for more take --set {self.epochs_key}={until}"
+            )
         done = self.checkpoint["progress"]["epoch"] if self.checkpoint else 0
         if done < (until or self.config.total_epochs):
             return False

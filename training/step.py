@@ -1,4 +1,5 @@
-"""One optimizer step on one global batch, without waiting for the device but at the first of an epoch.
+"""One optimizer step on one global batch, without waiting for the device but at the first of an epoch.  Muon
+does wait.
 
 The passes over the micro-batches, the sum over all processes, the mean gradient, clipping and the update are
 queued one after the other.  Whether loss and gradient are finite is decided on the device, too: an update
@@ -43,11 +44,12 @@ class Stepper:
 
     Args:
         loss_fn: one forward pass and its loss.
-        optimizer: fused; its groups carry their full rate as `base_lr`.
+        optimizer: heeds `found_inf`; its groups carry their full rate as `base_lr`.
         scheduler: the share of that rate after so many epochs.
         scaler: of float16's gradients.
         config: the run's settings.
         device: where the model lies.
+        may_be_zero: a step's whole gradient may rightly be zero, as where all that was drawn scores alike.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Stepper:
         scaler: torch.amp.GradScaler,
         config: TrainingConfig,
         device: torch.device,
+        may_be_zero: bool = False,
     ):
         self.loss_fn, self.optimizer, self.scheduler, self.scaler = loss_fn, optimizer, scheduler, scaler
-        self.config, self.device = config, device
+        self.config, self.device, self.may_be_zero = config, device, may_be_zero
         self.precision = choose_precision(config.precision, device)
         self.average: WeightAverage | None = None  # takes in the weights after each step
         self.gradients_seen = False  # in this epoch: at its first step they are looked at
+        self.updating = False  # between two steps, unless an error ended one while weights were moving
 
     def step(
         self,
@@ -90,11 +94,14 @@ class Stepper:
         norm = self._mean_gradient(factor)
         taken = torch.isfinite(norm) & torch.isfinite(loss_sum) & (weight > 0)
         if not self.gradients_seen:
-            self.gradients_seen = gradients_arrive(network, self.optimizer, counts=taken)
+            says_something = taken & (norm > 0) if self.may_be_zero else taken
+            self.gradients_seen = gradients_arrive(network, self.optimizer, counts=says_something)
         loss_scale = self.scaler.scale(torch.ones_like(loss_sum))  # before the update changes it
+        self.updating = True
         self._update(taken, self.scheduler(epochs))
         if self.average:
             self.average.update(taken)
+        self.updating = False
         return PendingReport(torch.cat([sums, torch.stack([norm.double(), loss_scale, taken.double()])]))
 
     def _backward(
@@ -110,7 +117,7 @@ class Stepper:
                 weight = weight * (planned.real and len(batch.unreadable) < len(planned.indices))
                 self.scaler.scale(loss * (weight.double() / self.config.batch_size)).backward()
             sums[:2] += torch.stack([loss.detach().double() * weight, weight.double()])
-            sums[2] += len(batch.unreadable)
+            sums[2] += len(batch.unreadable) * planned.real
         sums[3] = interrupts.received() is not None
         return sums
 

@@ -310,6 +310,10 @@ def test_a_gpu_that_is_too_small_is_one_line_that_says_what_would_do(run, monkey
 def test_memory_that_ends_while_weights_move_saves_no_half_counted_step(run, tmp_path, monkeypatch):
     """The moments of AdamW and the mean of the weights take memory after the backward pass, too."""
     run("encoder", "whole", "--epochs", "1", ema_decay=0.9)
+    with monkeypatch.context() as context:
+        record_steps(context, stop_after=1)
+        with pytest.raises(interrupts.Interrupted):
+            run("encoder", "parts", "--epochs", "1", ema_decay=0.9)
     update, calls = WeightAverage.update, []
 
     def full_at_the_second(*given):
@@ -318,11 +322,12 @@ def test_memory_that_ends_while_weights_move_saves_no_half_counted_step(run, tmp
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         update(*given)
 
+    resume = ("-c", "last", "--epochs", "1")
     with monkeypatch.context() as context:
         context.setattr(WeightAverage, "update", full_at_the_second)
         with pytest.raises(RunError, match="cannot hold"):
-            run("encoder", "parts", "--epochs", "1", ema_decay=0.9, checkpoint_minutes=1e-9)
-    run("encoder", "parts", "-c", "last", "--epochs", "1", ema_decay=0.9)
+            run("encoder", "parts", *resume, ema_decay=0.9)
+    run("encoder", "parts", *resume, ema_decay=0.9)
     whole, parts = (state_of(tmp_path / out, "encoder") for out in ("whole", "parts"))
     assert_same(whole["model"], parts["model"])
 

@@ -65,7 +65,7 @@ def share_of_peak(machine: str, work: str) -> float:
 def quotes() -> list[tuple[str, list[float]]]:
     """README's words around its figures, and these: `#` is a figure, `…` anything within a table's cell."""
     before, val = record("photographs/captioner_val"), record("photographs/val")
-    ablations = record("photographs/ablations")
+    two_cores, ablations = record("photographs/two_cores/val"), record("photographs/ablations")
     (images,) = rates("h100", "MAE loop", "bfloat16", "from files")
     mae_hours = 90 * 241_690 / images / 3600
     flops = 989e12 * share_of_peak("h100", "captioner step, encoder frozen")  # a second, of an H100
@@ -99,6 +99,15 @@ def quotes() -> list[tuple[str, list[float]]]:
                 *(100 * (val["metrics"][key] - before["metrics"][key]) for key in ("BLEU-4", "CIDEr")),
                 val["captions"]["words"],
                 before["captions"]["words"],
+            ],
+        ),
+        (
+            "Two CPU cores alone, in # minutes of training, come to BLEU-4 # and CIDEr #, "
+            "with # different captions.",
+            [
+                minutes("photographs/two_cores", "encoder", "captioner", "self_critical"),
+                *(100 * two_cores["metrics"][key] for key in ("BLEU-4", "CIDEr")),
+                two_cores["captions"]["distinct"],
             ],
         ),
         ("original that this project re-creates has BLEU-4 # and CIDEr #.", published("original")),

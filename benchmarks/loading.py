@@ -19,8 +19,8 @@ from image_transforms import TrainingTransform
 from images.image_folders import image_name
 from images.resized_copies import copy_picture, with_resized
 from paths import locations
+from support.cores import usable_cores
 from support.errors import RunError
-from support.parallel import usable_cores
 
 COPY_SIZE = 256  # pixels, the shorter side
 BATCH = 64

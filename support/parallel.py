@@ -9,16 +9,12 @@ from threading import Thread
 from typing import TypeVar
 
 from support import interrupts
+from support.cores import usable_cores
 from support.errors import RunError
 from support.progress_bars import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from support import distributed, interrupts, memory
+from support.cores import usable_cores
 from support.errors import RunError
-from support.parallel import usable_cores
 
 LOOK_EVERY = 0.5  # seconds
 LAST_BATCH = 2.0  # seconds that a batch may take after a signal, where other ranks need it for their step

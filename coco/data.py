@@ -199,9 +199,12 @@ class CocoData:
         }
 
     def identity(self) -> dict[str, dict[str, str]]:
-        """By what data are told from others, wherever they lie: a root by the ids of its train2017."""
+        """By what data are told from others: a root by the ids of its train2017, wherever it lies.
+
+        No path is in it, for it stays in what is published of a captioner.
+        """
         ids = np.array(load_processed(self.paths, "train", "image_ids"), "<i8")
-        words = f"{len(ids):,} images in {self.paths['train_images']}"
+        words = f"{len(ids):,} training images of {self.paths['data'].resolve().name}"
         return {"root": {"words": words, "sha256": hashlib.sha256(np.sort(ids).tobytes()).hexdigest()}}
 
     def image_kind(self) -> str:

@@ -182,8 +182,10 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     write_json(written[-1], assessment)
     scored_by_default = (options.subset, options.references, options.unit) == (1, None, None)
     if options.split == "val" and scored_by_default and not other:
-        file = calibration_path(path, search)
-        written += save_calibration(file, assessment["calibration"], calibrated_for(path, captioner.options))
+        file, holds_for = calibration_path(path, search), calibrated_for(path, captioner.options)
+        # An older checkpoint does not say which its data are: what was measured first stays.
+        if "root" in state or calibration.load(file, holds_for) is None:
+            written += save_calibration(file, assessment["calibration"], holds_for)
     if options.report:
         place = partial(data.image_file, options.split)
         write_report(

@@ -11,6 +11,7 @@ import process_coco
 from captioner import captioner_from_state
 from tests.language_cases import CAPTIONS
 from tests.training_cases import state_of, train_captions, train_mae, write_config
+from training import checkpoints
 
 
 @pytest.fixture
@@ -87,6 +88,23 @@ def test_another_data_root_replaces_neither_results_nor_calibration(run, make_ti
     for path in run.checkpoint.parent.glob("*.json"):
         path.unlink()
     assert run("--data", str(moved))[0] == files("val") | {"checkpoint1_calibration.json"}
+
+
+def test_a_checkpoint_that_does_not_know_its_data_keeps_what_was_measured_first(
+    run, make_tiny_coco, tmp_path
+):
+    """As those of before, and the weights that ship."""
+    state = checkpoints.load(run.checkpoint)
+    del state["root"]
+    checkpoints.save(run.checkpoint, state)
+    calibration = run.checkpoint.with_name("checkpoint1_calibration.json")
+    kept = []
+    for paths in (run.paths, make_tiny_coco("other", train=5, val=4, unlabeled=0)):
+        options = ["--data", str(paths["data"]), "--out", str(tmp_path / "results.json")]
+        evaluate_captioner.main(["-c", str(run.checkpoint), *options])
+        kept.append((calibration.read_bytes(), calibration.stat().st_mtime_ns))
+    assert kept[0] == kept[1]
+    assert json.loads(kept[0][0])["made_for"]["sha256"] == checkpoints.digest(run.checkpoint)
 
 
 def test_training_scores_what_the_search_finds_and_the_finished_captioner_has_its_consensus(

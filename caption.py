@@ -96,7 +96,7 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
     for sheet in sheets.values():
         require_place(sheet)
         if sheet.exists() and not is_sheet(sheet):
-            raise UsageError(f"--explain {out}: {sheet} is there, and no sheet of before: name another place")
+            raise UsageError(f"--explain: {sheet} is there, and no sheet of before: name another place")
     return sheets
 
 

@@ -1,125 +1,153 @@
-"""Whole runs of the self-critical stage: what they begin with, what they learn from, what they refuse."""
+"""Runs of the self-critical stage, from the command line to the checkpoint."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-import process_coco
+import caption
+import evaluate_captioner
 import train_captioner
-from self_critical import CiderReward
+from self_critical import OWN_KEYS
+from support import interrupts
 from support.errors import UsageError
-from tests.language_cases import CAPTIONS
-from tests.training_cases import train_captions, train_mae, write_config
+from tests.test_distributed import torchrun
+from tests.training_cases import ONE_LAYER, ended, record_steps, stage_runner
 from training import checkpoints
+from training.optimizer import WeightAverage
+
+CHANGES = {
+    "decoder": {**ONE_LAYER}, "batch_size": 4, "total_epochs": 30, "learning_rate": 1e-2, "eval_freq": 1,
+    "self_critical_epochs": 2, "self_critical_learning_rate": 1e-3, "self_critical_samples": 3,
+    "keep_checkpoints": 99, "patch_dropout": 0.5,
+}  # fmt: skip
 
 
 @pytest.fixture
 def run(make_tiny_coco, tmp_path):
-    """A function that trains the captioner or, with `--self-critical`, the stage after it."""
-    paths = make_tiny_coco(train=6, val=4, unlabeled=0)
-    mae = write_config(tmp_path, "mae_config.yaml", splits=["train"])
-    train_mae(paths["data"], tmp_path, mae, "--epochs", "1")
-    config = write_config(
-        tmp_path, "captioner_config.yaml", total_epochs=3, self_critical_epochs=2, self_critical_samples=2
+    """A captioner that knows some words; then a function that runs the stage on it, into a folder."""
+    paths = make_tiny_coco(train=10, val=4)
+    runner = stage_runner(
+        paths["data"], tmp_path, encoder={"encoder": {**ONE_LAYER}, "decoder": {**ONE_LAYER}}
     )
+    runner("captioner", "first", "--epochs", "12", **CHANGES)
+    captioner = checkpoints.existing(tmp_path / "first" / "captioner")[-1]
 
-    def start(*options: str) -> None:
-        train_captions(paths["data"], tmp_path, config, *options)
+    def start(out: str, *more: str, wanted: str = str(captioner)) -> None:
+        place = ["--data", str(paths["data"]), "--out", str(tmp_path / out)]
+        train_captioner.main([*place, "--self-critical", "-c", wanted, *more])
 
-    start.paths = paths
+    start.paths, start.captioner, start.folder = paths, captioner, tmp_path
     return start
 
 
-def last(folder: Path) -> dict[str, Any]:
-    return checkpoints.load_named(folder, "last", "captioner")[1]
+def state_of(path) -> dict:
+    return checkpoints.load(path, "captioner")
 
 
-def test_a_captioner_that_was_trained_anew_is_what_the_stage_begins_with(run, tmp_path, capsys):
-    """The old stage went on, or was called done, and its captions were reported as the new captioner's."""
-    run("-p", "last", "--epochs", "2")
-    run("--self-critical", "-c", "checkpoint1.pt", "--epochs", "1")
-    run("-c", "last", "--epochs", "3")
-    run("--self-critical", "-c", "last")  # not the newest captioner, but it is the one it began with
-    captioners, stage = tmp_path / "captioner", tmp_path / "self_critical"
-    first = last(stage)["begun_with"]
-    assert first == {"name": "checkpoint1.pt", "sha256": checkpoints.digest(captioners / "checkpoint1.pt")}
-    (captioners / "checkpoint1.pt").rename(captioners / "aside")  # pruned, say: it goes on
-    run("--self-critical", "-c", "last")
-    assert "all 2 epochs are done" in capsys.readouterr().out
-    (captioners / "aside").rename(captioners / "checkpoint1.pt")
-
-    run("-p", "last", "--epochs", "1", "--set", "seed=5")
-    capsys.readouterr()
-    run("--self-critical", "-c", "last")
-    said = capsys.readouterr()
-    assert "began with another captioner" in said.err
-    assert f"self-critical: begins with {captioners / 'checkpoint1.pt'}" in said.out
-    assert (
-        last(stage)["begun_with"]["sha256"]
-        == checkpoints.digest(captioners / "checkpoint1.pt")
-        != first["sha256"]
-    )
-    assert last(stage / "earlier1")["begun_with"] == first
+def test_it_begins_with_the_captioners_weights_and_leaves_a_captioner(run, capsys):
+    run("out", "--epochs", "1")
+    folder = run.folder / "out" / "self_critical"
+    state = state_of(folder / "checkpoint1.pt")
+    assert state["config"]["total_epochs"] == 2
+    assert state["config"]["learning_rate"] == 1e-3
+    steps = {float(moments["step"]) for moments in state["optimizer"]["state"].values()}
+    assert steps == {3.0}  # of this stage: 10 images by 4
+    entry = json.loads((folder / "log.jsonl").read_text())
+    assert entry["train_reward"] == -entry["train_loss"]
+    assert 0 < entry["distinct_samples"] <= 1
+    assert "reward train" in capsys.readouterr().out
+    before = state_of(run.captioner)["model"]
+    moved = [name for name, weight in state["model"].items() if not torch.equal(weight, before[name])]
+    assert len(moved) == len(before)  # all of it learns
+    largest = max(float((weight - before[name]).abs().max()) for name, weight in state["model"].items())
+    assert largest < 0.02  # a few small steps away from where it began
+    evaluate_captioner.main(["--data", str(run.paths["data"]), "-c", str(folder / "checkpoint1.pt")])
+    picture = next(run.paths["val_images"].iterdir())
+    caption.main(["-c", str(folder / "last"), str(picture)])
 
 
-@pytest.mark.parametrize(
-    ("language", "unit", "references"),
-    [("Chinese", "character", "official"), ("German", "word", "normalized")],
-)
-def test_it_learns_from_what_the_evaluation_compares(run, tmp_path, monkeypatch, language, unit, references):
-    """Of Chinese captions every one was a single word, and all rewards 0; accents counted as mistakes."""
-    text, said, _ = CAPTIONS[language]
-    for split in ("train", "val"):
-        content = json.loads(run.paths[f"{split}_captions"].read_text())
-        for entry in content["annotations"]:
-            entry["caption"] = text if entry["image_id"] % 2 else "x"
-        run.paths[f"{split}_captions"].write_text(json.dumps(content))
-    for file in run.paths["processed"].iterdir():  # of other captions, and of no record
-        file.unlink()
-    process_coco.main(["--captions-only", "--data", str(run.paths["data"])])
-    made = []
-    make = train_captioner.new_critic
-    monkeypatch.setattr(train_captioner, "new_critic", lambda *a: made.append((a, make(*a))) or made[0][1])
-    run("-p", "last", "--epochs", "1")
-    run("--self-critical", "-c", "last", "--epochs", "1")
-    (((_, _, _, _, scoring), critic),) = made
-    assert (scoring.unit, scoring.references) == (unit, references)
-    reward = critic.reward
-    image = next(image for image, captions in reward.references.items() if captions[0] != "x")
-    right, cut = (reward.tokenizer.encode(caption).ids[1:] for caption in (said, said[: len(said) // 2]))
-    ((perfect, half),) = reward([image], [[right, cut]])
-    assert perfect > half > 0
+def test_resumed_within_an_epoch_it_ends_as_if_never_stopped(run):
+    run("whole")
+    with pytest.MonkeyPatch.context() as context:
+        record_steps(context, stop_after=2)
+        with pytest.raises(interrupts.Interrupted):
+            run("halves")
+    (stopped,) = checkpoints.existing(run.folder / "halves" / "self_critical")
+    assert stopped.name == "checkpoint0-step2.pt"
+    run("halves", wanted="last")
+    whole, halves = (run.folder / out / "self_critical" / "checkpoint2.pt" for out in ("whole", "halves"))
+    whole, halves = state_of(whole), state_of(halves)
+    for name, weight in whole["model"].items():
+        assert torch.equal(weight, halves["model"][name]), name
+    timed = ("seconds", "samples_per_second")
+    for one, other in zip(whole["progress"]["history"], halves["progress"]["history"], strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
 
 
-def test_a_step_in_which_all_samples_score_alike_ends_no_run(run, tmp_path, monkeypatch):
-    """Its gradient is rightly 0; the check for what does not learn called it a fault, at every attempt."""
-    run("-p", "last", "--epochs", "1")
-    monkeypatch.setattr(CiderReward, "__call__", lambda _, ids, samples: [[0.5] * len(s) for s in samples])
-    run("--self-critical", "-c", "last")
-    history = last(tmp_path / "self_critical")["progress"]["history"]
-    assert [(entry["gradient_norm"], entry["train_reward"]) for entry in history] == [(0, 0.5)] * 2
+@pytest.mark.timeout(300)
+def test_two_ranks_learn_what_one_process_does(run):
+    run("one", "--epochs", "1")
+    torchrun(
+        "train_captioner.py", "--data", run.paths["data"], "--out", run.folder / "two", "--self-critical",
+        "-c", run.captioner, "--epochs", "1",
+    )  # fmt: skip
+    one, two = (state_of(run.folder / out / "self_critical" / "checkpoint1.pt") for out in ("one", "two"))
+    timed = ("seconds", "samples_per_second")
+    for name, figure in one["progress"]["history"][0].items():
+        if name not in timed:
+            assert two["progress"]["history"][0][name] == pytest.approx(figure, rel=1e-4), name
+    for name, weight in one["model"].items():
+        if not name.endswith("key_projection.bias"):  # its gradient is rounding noise
+            assert torch.allclose(weight, two["model"][name], rtol=1e-3, atol=1e-4), name
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--set", "label_smoothing=0.2"], "label_smoothing: it changes nothing in the self-critical stage"),
-        (["--set", "warmup_epochs=0.5"], "warmup_epochs: it changes nothing"),
-        (["--set", "learning_rate=1"], "reads self_critical_learning_rate"),
-        (["--epochs", "3"], r"--epochs 3: the schedule has 2.*--set self_critical_epochs=3"),
-    ],
-)
-def test_what_it_would_not_heed_is_refused(run, tmp_path, options, message):
-    run("-p", "last", "--epochs", "1")
-    with pytest.raises(UsageError, match=message):
-        run("--self-critical", "-c", "last", *options)
-    assert not (tmp_path / "self_critical").exists()
-    run("--self-critical", "-c", "last", "--epochs", "3", "--set", "self_critical_epochs=3")
+def test_last_is_this_stages_newest_or_else_the_newest_captioner(run, capsys):
+    run("first", "--epochs", "1", wanted="last")
+    assert f"begins with {run.captioner}" in capsys.readouterr().out
+    run("first", wanted="last")
+    assert "begins with" not in capsys.readouterr().out
+    assert [path.name for path in checkpoints.existing(run.folder / "first" / "self_critical")] == [
+        "checkpoint1.pt", "checkpoint2.pt",
+    ]  # fmt: skip
 
 
-def test_no_stage_goes_on_beyond_its_schedule(run):
-    """At the cosine's end the rate is 0, or next to it: the epochs would be for nothing."""
-    with pytest.raises(UsageError, match=r"--epochs 4: the schedule has 3.*--set total_epochs=4"):
-        run("-p", "last", "--epochs", "4")
+@pytest.mark.parametrize("start", [["--from-scratch"], ["-p", "last"]])
+def test_it_wants_a_captioner(start, capsys):
+    code, told = ended(train_captioner.main, *start, "--self-critical", capsys=capsys)
+    assert code == 2
+    assert "--self-critical: name the captioner" in told
+
+
+def test_what_it_would_not_heed_is_refused(run, capsys):
+    for key, own in OWN_KEYS.items():
+        with pytest.raises(UsageError, match=f"--set {key}: the self-critical stage reads {own}"):
+            run("out", "--set", f"{key}={0.9 if key == 'ema_decay' else 9}")
+
+
+def test_its_mean_of_the_weights_begins_with_the_captioner(run, monkeypatch):
+    """After three steps 0.75³ of it are left, and of each step what a decay of 0.75 leaves."""
+    update, after = WeightAverage.update, []
+
+    def record(average: WeightAverage, taken: torch.Tensor) -> None:
+        after.append({name: p.detach().clone() for name, p in average.model.named_parameters()})
+        update(average, taken)
+
+    monkeypatch.setattr(WeightAverage, "update", record)
+    run("out", "--epochs", "1", "--set", "self_critical_ema_decay=0.75")
+    found = state_of(run.folder / "out" / "self_critical" / "checkpoint1.pt")["model"]
+    before = state_of(run.captioner)["model"]
+    first, second, third = after
+    for name in first:
+        expected = 0.75**3 * before[name] + 0.25 * (0.75**2 * first[name] + 0.75 * second[name] + third[name])
+        torch.testing.assert_close(found[name], expected)
+
+
+def test_its_checkpoints_want_the_flag(run):
+    run("out", "--epochs", "1")
+    out = run.folder / "out"
+    arguments = ["--data", str(run.paths["data"]), "--out", str(out)]
+    with pytest.raises(UsageError, match="go on with --self-critical"):
+        train_captioner.main([*arguments, "-c", str(out / "self_critical" / "checkpoint1.pt")])

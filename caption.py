@@ -110,7 +110,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
 def is_sheet(path: Path) -> bool:
     """Whether a file is what `save_sheet` wrote, as far as its mark says so."""
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, image_files.opened(file) as image:
             return image.getexif().get(SOFTWARE) == SHEET
     except Exception:  # decoders raise all kinds
         return False

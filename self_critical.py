@@ -81,12 +81,11 @@ def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[
             print(f"note: {path} began with another captioner than lies in {folders[1]} now", file=sys.stderr)
         path, state = checkpoints.load_named(folders[1], wanted, "captioner")
     if not state.get("self_critical"):
-        begun_with = {"name": path.name, "sha256": checkpoints.digest(path)}
         if distributed.is_main():
             print(f"self-critical: begins with {path}", flush=True)
         optimizer = state["optimizer"] and {**state["optimizer"], "state": {}}
         state = {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
-        state["begun_with"] = begun_with
+        state["begun_with"] = {"name": path.name, "sha256": checkpoints.digest(path)}
         for part in ("last_weights", "averaged_steps"):  # it begins with the weights that were evaluated
             state.pop(part, None)
     return path, state

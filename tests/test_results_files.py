@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import evaluate_captioner
-import process_coco
 from captioner import captioner_from_state
-from tests.language_cases import CAPTIONS
+from tests.language_cases import CAPTIONS, say
 from tests.training_cases import state_of, train_captions, train_mae, write_config
 from training import checkpoints
 
@@ -123,14 +122,7 @@ def test_training_scores_what_the_search_finds_and_the_finished_captioner_has_it
 def test_bleu_in_training_follows_the_same_rules(run, tmp_path, capsys, monkeypatch, language, note):
     """What is right by evaluation is right in training, by which the best checkpoint is kept."""
     text, said, _ = CAPTIONS[language]
-    for split in ("train", "val"):
-        content = json.loads(run.paths[f"{split}_captions"].read_text())
-        for entry in content["annotations"]:
-            entry["caption"] = text
-        run.paths[f"{split}_captions"].write_text(json.dumps(content))
-    for file in run.paths["processed"].iterdir():  # of other captions, and of no record
-        file.unlink()
-    process_coco.main(["--captions-only", "--data", str(run.paths["data"])])
+    say(run.paths, lambda _: text)
     monkeypatch.setattr("captioner.Captioner.text", lambda *_: said)
     config = write_config(tmp_path, "captioner_config.yaml", eval_freq=1)
     capsys.readouterr()

@@ -1,16 +1,14 @@
 """Whole runs of the self-critical stage: what they begin with, what they learn from, what they refuse."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import process_coco
 import train_captioner
 from self_critical import CiderReward
 from support.errors import UsageError
-from tests.language_cases import CAPTIONS
+from tests.language_cases import CAPTIONS, say
 from tests.training_cases import train_captions, train_mae, write_config
 from training import checkpoints
 
@@ -71,14 +69,7 @@ def test_a_captioner_that_was_trained_anew_is_what_the_stage_begins_with(run, tm
 def test_it_learns_from_what_the_evaluation_compares(run, tmp_path, monkeypatch, language, unit, references):
     """Of Chinese captions every one was a single word, and all rewards 0; accents counted as mistakes."""
     text, said, _ = CAPTIONS[language]
-    for split in ("train", "val"):
-        content = json.loads(run.paths[f"{split}_captions"].read_text())
-        for entry in content["annotations"]:
-            entry["caption"] = text if entry["image_id"] % 2 else "x"
-        run.paths[f"{split}_captions"].write_text(json.dumps(content))
-    for file in run.paths["processed"].iterdir():  # of other captions, and of no record
-        file.unlink()
-    process_coco.main(["--captions-only", "--data", str(run.paths["data"])])
+    say(run.paths, lambda image_id: text if image_id % 2 else "x")
     made = []
     make = train_captioner.new_critic
     monkeypatch.setattr(train_captioner, "new_critic", lambda *a: made.append((a, make(*a))) or made[0][1])

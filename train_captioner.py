@@ -37,7 +37,7 @@ from paths import paths_from_options
 from reconstruction import require_auto_encoder
 from scoring.assessment import caption_statistics
 from scoring.comparison import Scoring
-from self_critical import image_loaders, new_critic, open_stage
+from self_critical import image_loaders, new_critic
 from support import command_line, distributed
 from support.configuration import bounded, config_to_dict, load_config, positive
 from support.errors import UsageError
@@ -49,6 +49,7 @@ from training.loading import Loader
 from training.loop import Trainer
 from training.optimizer import new_optimizer, warmup_then_cosine
 from training.run import Run, open_run
+from training.self_critical_run import open_stage
 from training.step import Stepper, gradient_scaler
 from transformer_components.encoder_decoder import TransformerEncoderDecoder
 from transformer_components.sublayers import set_drop_path

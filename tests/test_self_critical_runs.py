@@ -8,13 +8,13 @@ import torch
 import caption
 import evaluate_captioner
 import train_captioner
-from self_critical import OWN_KEYS
 from support import interrupts
 from support.errors import UsageError
 from tests.test_distributed import torchrun
 from tests.training_cases import ONE_LAYER, ended, record_steps, stage_runner
 from training import checkpoints
 from training.optimizer import WeightAverage
+from training.self_critical_run import OWN_KEYS
 
 CHANGES = {
     "decoder": {**ONE_LAYER}, "batch_size": 4, "total_epochs": 30, "learning_rate": 1e-2, "eval_freq": 1,

@@ -18,6 +18,7 @@ No image is left out: one that cannot be read ends the evaluation, by name.
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,7 +151,8 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     search = other_search(options, state)
     other = other_root(state, data)
     changes = [*other, *differences(options, search)]
-    default_name = results_name(path.stem, options.split, data.split_file, changes)
+    split_facts = data.split_file and data.split_file.facts()
+    default_name = results_name(path.stem, options.split, split_facts, changes)
     results = options.results or path.with_name(default_name)
     for file in filter(None, (results, options.report)):
         require_place(file)  # now, not after an hour of beam search
@@ -226,16 +228,18 @@ def differences(options: argparse.Namespace, search: list[str]) -> list[str]:
     return parts + search + [choice for choice in (options.references, options.unit) if choice]
 
 
-def results_name(stem: str, split: str, split_file: SplitFile | None, changes: list[str]) -> str:
+def results_name(
+    stem: str, split: str, split_file: Mapping[str, Any] | None, changes: Sequence[str] = ()
+) -> str:
     """The name of a results file, so that no evaluation replaces the results of another.
 
     Args:
         stem: the checkpoint's name without its ending.
         split: the split.
-        split_file: which says what is in it; by its name and its digest.
+        split_file: `SplitFile.facts`, of what says which images are in it.
         changes: what `differences` gives.
     """
-    source = [f"{Path(split_file.name).stem}-{split_file.sha256[:8]}"] if split_file else []
+    source = [f"{Path(split_file['name']).stem}-{split_file['sha256'][:8]}"] if split_file else []
     return "_".join([stem, split, *source, *changes, "results.json"])
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from captioner import captioner_from_state, require_captioner
+from evaluate_captioner import results_name
 from image_captioner import AutoEncoderShape
 from model_card import TERMS, UNKNOWN, filled, front_matter, metrics_in_words, training_in_words, write_card
 from onnx_export import ENCODER, STEP, export_onnx
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = paths_from_options(options)["captioner_checkpoints"]
     stage = None if options.encoder else "captioner"
     path, state = checkpoints.load_named(folder, options.checkpoint, stage)
-    evaluation = evaluation_of(path, options.metrics)
+    evaluation = evaluation_of(path, state, options.metrics)
     if options.as_checkpoint:
         write_checkpoint(path, state, options.place)
     else:
@@ -137,13 +138,14 @@ def export_encoder(path: Path, state: dict[str, Any], options: argparse.Namespac
     )
 
 
-def evaluation_of(checkpoint: Path, named: Path | None) -> Mapping[str, Any] | None:
+def evaluation_of(checkpoint: Path, state: Mapping[str, Any], named: Path | None) -> Mapping[str, Any] | None:
     """The metrics of this checkpoint on val: those named, else those beside it; None where there are none.
 
     Raises:
         UsageError: the file named is of another checkpoint, or holds no metrics.
     """
-    file = named or checkpoint.with_name(f"{checkpoint.stem}_val_results_metrics.json")
+    results = Path(results_name(checkpoint.stem, "val", state.get("split_file")))
+    file = named or checkpoint.with_name(f"{results.stem}_metrics.json")
     evaluation = read_json(file, {})
     if f"sha256 {checkpoints.digest(checkpoint)[:12]}" in str(evaluation.get("signature")):
         return evaluation

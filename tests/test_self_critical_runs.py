@@ -127,6 +127,14 @@ def test_what_it_would_not_heed_is_refused(run, capsys):
             run("out", "--set", f"{key}={0.9 if key == 'ema_decay' else 9}")
 
 
+def test_a_resume_cannot_go_back_to_the_captioners_mean(run):
+    """The stage's own decay stands in its checkpoint in that one's place."""
+    run("out", "--epochs", "1", "--set", "self_critical_ema_decay=0.75")
+    with pytest.raises(UsageError, match=r"=null: that is the captioner's ema_decay, .* name a number"):
+        run("out", "--set", "self_critical_ema_decay=null", wanted="last")
+    run("out", "--set", "self_critical_ema_decay=0.5", wanted="last")
+
+
 def test_its_mean_of_the_weights_begins_with_the_captioner(run, monkeypatch):
     """After three steps 0.75³ of it are left, and of each step what a decay of 0.75 leaves."""
     update, after = WeightAverage.update, []

@@ -1,5 +1,6 @@
 """Whole runs of the self-critical stage: what they begin with, what they learn from, what they refuse."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def test_a_captioner_that_was_trained_anew_is_what_the_stage_begins_with(run, tm
     run("--self-critical", "-c", "last")  # not the newest captioner, but it is the one it began with
     captioners, stage = tmp_path / "captioner", tmp_path / "self_critical"
     first = last(stage)["begun_with"]
-    assert first == {"name": "checkpoint1.pt", "sha256": checkpoints.digest(captioners / "checkpoint1.pt")}
+    begun = captioners / "checkpoint1.pt"
+    assert (first["name"], first["sha256"]) == ("checkpoint1.pt", checkpoints.digest(begun))
     (captioners / "checkpoint1.pt").rename(captioners / "aside")  # pruned, say: it goes on
     run("--self-critical", "-c", "last")
     assert "all 2 epochs are done" in capsys.readouterr().out
@@ -60,6 +62,32 @@ def test_a_captioner_that_was_trained_anew_is_what_the_stage_begins_with(run, tm
         != first["sha256"]
     )
     assert last(stage / "earlier1")["begun_with"] == first
+
+
+def test_a_captioner_that_was_trained_anew_is_noticed_by_whatever_name(run, tmp_path, capsys):
+    """Where the new one had another number of epochs, no file bore the old one's name."""
+    run("-p", "last", "--epochs", "1")
+    run("--self-critical", "-c", "last", "--epochs", "1")
+    captioners, stage = tmp_path / "captioner", tmp_path / "self_critical"
+    run("-p", "last", "--epochs", "2", "--set", "seed=5", "--set", "keep_checkpoints=1")
+    (captioners / "checkpoint1.pt").unlink(missing_ok=True)
+    capsys.readouterr()
+    run("--self-critical", "-c", "last", "--epochs", "1")
+    assert f"self-critical: begins with {captioners / 'checkpoint2.pt'}" in capsys.readouterr().out
+    assert last(stage)["begun_with"]["name"] == "checkpoint2.pt"
+
+
+def test_a_stage_that_began_with_a_captioner_from_elsewhere_is_none_of_this_folders(run, tmp_path, capsys):
+    run("-p", "last", "--epochs", "1")
+    captioners, stage = tmp_path / "captioner", tmp_path / "self_critical"
+    elsewhere = tmp_path / "other.pt"
+    shutil.copy(captioners / "checkpoint1.pt", elsewhere)
+    run("--self-critical", "-c", str(elsewhere), "--epochs", "1")
+    run("-p", "last", "--epochs", "1", "--set", "seed=5")
+    capsys.readouterr()
+    run("--self-critical", "-c", "last")
+    assert "begins with" not in capsys.readouterr().out
+    assert [path.name for path in checkpoints.existing(stage)] == ["checkpoint1.pt", "checkpoint2.pt"]
 
 
 @pytest.mark.parametrize(

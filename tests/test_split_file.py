@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evaluate_captioner
+import export
 import train_captioner
 import train_encoder
 from coco.data import CocoData, load_processed
@@ -189,6 +190,19 @@ def test_a_captioner_is_evaluated_on_what_it_was_not_trained_on(trained, tmp_pat
     (seen,) = set(ids["train"]) & set(load_processed(paths, "val", "image_ids"))
     assert all(word in message for word in ("1 of the 4 pictures", str(seen), "splits.json"))
     evaluate_captioner.main([*map(str, options), "--split", "train"])  # here it is the point
+
+
+def test_its_card_quotes_the_evaluation_on_the_val_images_of_its_split(trained, tmp_path):
+    """That has a file name of its own, which the export did not look for."""
+    pytest.importorskip("safetensors")
+    paths, out, path, _, _ = trained
+    checkpoint = out / "captioner" / "checkpoint1.pt"
+    evaluate_captioner.main(["-c", str(checkpoint), "--data", str(paths["data"]), "--split-file", str(path)])
+    (metrics,) = checkpoint.parent.glob("checkpoint1_val_*_metrics.json")
+    export.main(["-c", str(checkpoint), str(tmp_path / "taken")])
+    signature = json.loads(metrics.read_text())["signature"]
+    assert "splits.json" in signature
+    assert signature in (tmp_path / "taken" / "README.md").read_text()
 
 
 def test_a_captioner_of_coco_s_own_split_is_not_scored_on_another_s_test_pictures(trained, tmp_path, capsys):

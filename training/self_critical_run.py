@@ -4,6 +4,8 @@ self_critical.py is the stage itself.
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -54,18 +56,36 @@ def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[
         if distributed.is_main():
             print(f"self-critical: begins with {path}", flush=True)
         optimizer = state["optimizer"] and {**state["optimizer"], "state": {}}
-        state = {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
+        loaded, state = state, {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
         state["begun_with"] = {"name": path.name, "sha256": checkpoints.digest(path)}
+        if path.resolve().parent == folders[1].resolve():
+            state["begun_with"]["run"] = run_of(loaded)
         for part in ("last_weights", "averaged_steps"):  # it begins with the weights that were evaluated
             state.pop(part, None)
     return path, state
 
 
 def is_superseded(state: Mapping[str, Any], captioners: Path) -> bool:
-    """Whether the captioner that a run of this stage began with was trained anew: another bears its name."""
+    """Whether the captioner that a run of this stage began with, in this folder, was trained anew there.
+
+    Then the newest one is of another run; or, where the stage does not know its captioner's run, another file
+    bears its name.
+    """
     begun_with = state.get("begun_with")
-    file = captioners / begun_with["name"] if begun_with else None
-    return file is not None and file.is_file() and checkpoints.digest(file) != begun_with["sha256"]
+    if not begun_with:
+        return False
+    if begun_with.get("run"):
+        newest = checkpoints.existing(captioners)[-1:]
+        run = run_of(checkpoints.load(*newest, "captioner")) if newest else None
+        return run is not None and run != begun_with["run"]
+    file = captioners / begun_with["name"]
+    return file.is_file() and checkpoints.digest(file) != begun_with["sha256"]
+
+
+def run_of(state: Mapping[str, Any]) -> str | None:
+    """What tells a captioner's run from others: a digest of its first epoch's figures, seconds included."""
+    first = state["progress"]["history"][:1]
+    return hashlib.sha256(json.dumps(first).encode()).hexdigest() if first else None
 
 
 def stage_config(config: Config, changes: Sequence[str]) -> Config:
@@ -95,8 +115,20 @@ def open_stage(
     require_model: Callable[[Path, dict[str, Any]], object],
     device: torch.device,
 ) -> Run[Config]:
-    """As `open_run`, for a run of this stage."""
+    """As `open_run`, for a run of this stage.
+
+    Raises:
+        UsageError: as there; or a change that this stage would not heed, or cannot.
+    """
     loaded = load_checkpoint(paths, options.checkpoint)
     own = {**paths, f"{config_class.STAGE}_checkpoints": paths["self_critical_checkpoints"]}
     run = open_run(options, own, config_class, require_model, device, loaded)
+    _, state = loaded
+    for key, own_key in OWN_KEYS.items():
+        forgotten = state.get("self_critical") and state["config"][own_key] is not None and not options.config
+        if forgotten and getattr(run.config, own_key) is None:
+            raise UsageError(
+                f"--set {own_key}=null: that is the captioner's {key}, which a checkpoint of this stage no "
+                "longer knows; name a number"
+            )
     return replace(run, config=stage_config(run.config, options.changes), epochs_key=OWN_KEYS["total_epochs"])

@@ -129,11 +129,15 @@ def as_text(result: dict[str, Any]) -> str:
 def measuring(checkpoint: Path, options: argparse.Namespace) -> str:
     """The command that measures how sure this captioner may be, when it searches like this."""
     words: list[object] = ["python", ROOT / "evaluate_captioner.py", "-c", checkpoint]
-    folder, usual = checkpoint.resolve().parent, default_paths()["captioner_checkpoints"].resolve()
-    if options.sample or folder == default_paths(sample=True)["captioner_checkpoints"].resolve():
+    folder = checkpoint.resolve().parent
+    stages = ("captioner_checkpoints", "self_critical_checkpoints")
+    usual = [default_paths()[name].resolve() for name in stages]
+    of_sample = [default_paths(sample=True)[name].resolve() for name in stages]
+    if options.sample or folder in of_sample:
         words.append("--sample")
-    elif folder != usual and not os.environ.get("COCO_ROOT", "").strip():
-        own = ROOT / "data" / folder.parent.name  # so `process_coco.py --own` names them
+    elif folder not in usual and not os.environ.get("COCO_ROOT", "").strip():
+        # So `process_coco.py --own` and `make photographs` name them.
+        own = ROOT / "data" / folder.parent.name.removesuffix("-h100")
         words += ["--data", own if own.is_dir() else "DATA"]
     words += ["--beams", options.beams] if options.beams else []
     words += ["--consensus", options.consensus] if options.consensus is not None else []

@@ -1,6 +1,6 @@
 """What a captioner says of one image file, for caption.py and app.py: caption, confidence, runners-up, sheet.
 
-captioner, calibration = load_calibrated(path, checkpoints.load(path, "captioner"))
+_, captioner, calibration = load_chosen(options)  # of the command line
 picture = read_picture(Path("my_picture.jpg"), captioner.transform)
 hypotheses = captioner.decode(picture.image[None])[0]
 describe(captioner, hypotheses, calibration)["caption"]

@@ -1,7 +1,7 @@
 """Where every file lies: the dict `paths`, and `locations`, which makes such a dict for another root.
 
-No other module spells out a folder or a file name.  `paths["val_images"]` is the folder of the validation
-images, `paths["tokenizer"]` the trained tokenizer, and so on; `sorted(paths)` lists them all.
+No other module spells out where data and checkpoints lie.  `paths["val_images"]` is the folder of the
+validation images, `paths["tokenizer"]` the trained tokenizer, and so on; `sorted(paths)` lists them all.
 """
 
 import argparse

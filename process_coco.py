@@ -220,10 +220,10 @@ def train_the_tokenizer(where: Where, record: Record, options: argparse.Namespac
         return None
     from coco.tokenizer import train_tokenizer
 
-    captions = training_captions(where, facts.get("split_file"))
-    trained = train_tokenizer(captions, facts["vocabulary_size"], facts["keep_accents"])
+    train_captions = training_captions(where, facts.get("split_file"))
+    trained = train_tokenizer(train_captions, facts["vocabulary_size"], facts["keep_accents"])
     write_ours(trained.to_str(), tokenizer, facts, record)
-    print(f"tokenizer: {trained.get_vocab_size():,} pieces from {len(captions):,} captions")
+    print(f"tokenizer: {trained.get_vocab_size():,} pieces from {len(train_captions):,} captions")
     return None
 
 

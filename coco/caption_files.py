@@ -68,9 +68,7 @@ def read_captions(path: Path) -> Captions:
 def digest_of_captions(path: Path) -> str:
     """The digest of a caption file, which changes with its captions; UsageError where there is none."""
     if not path.is_file():
-        raise UsageError(
-            f"{path} is not there: put it there, run without --captions-only, or change --splits"
-        )
+        raise UsageError(f"{path} is not there: put it there, or run without --captions-only")
     return digest(path)
 
 

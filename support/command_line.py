@@ -90,7 +90,9 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample", action="store_true", help="the drawn sample data set and its small models"
     )
-    parser.add_argument("--out", metavar="DIR", help="root of the checkpoints (default: checkpoints/)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="root of the checkpoints (default: checkpoints/ or checkpoints/sample)"
+    )
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -98,14 +100,17 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add_place_options(parser)
     add_split_file_option(parser)
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="default: the YAML at the root, or the sample's"
-    )
+        "--config", metavar="FILE", type=Path,
+        help="default: the checkpoint's with -c, else the YAML at the root, or the sample's",
+    )  # fmt: skip
     parser.add_argument(
         "--set", metavar="KEY=VALUE", dest="changes", action="append", default=[],
         help="change a key of the configuration, such as learning_rate=3e-4 or encoder.num_layers=6; "
         "may be repeated",
     )  # fmt: skip
-    parser.add_argument("--data", metavar="DIR", help="root of the data (default: COCO_ROOT or data/coco)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="root of the data (default: COCO_ROOT, data/coco or data/sample)"
+    )
     parser.add_argument(
         "-s",
         "--subset",

@@ -191,10 +191,20 @@ def test_a_captioner_of_other_data_is_measured_on_these(tmp_path, monkeypatch):
     monkeypatch.setattr(caption, "ROOT", tmp_path)
     monkeypatch.delenv("COCO_ROOT", raising=False)
     (tmp_path / "data" / "birds").mkdir(parents=True)
-    for name, data in (("birds", str(tmp_path / "data" / "birds")), ("fish", "DATA")):
+    birds = str(tmp_path / "data" / "birds")
+    for name, data in (("birds", birds), ("birds-h100", birds), ("fish", "DATA")):
         checkpoint = tmp_path / "checkpoints" / name / "captioner" / "checkpoint1.pt"
         command = caption.measuring(checkpoint, argparse.Namespace(sample=False, beams=None, consensus=None))
         assert shlex.split(command)[2:] == ["-c", str(checkpoint), "--data", data]
+
+
+def test_a_captioner_of_the_usual_folders_is_measured_on_the_usual_data(monkeypatch):
+    """Of the self-critical stage's it was not known, and the command said DATA."""
+    monkeypatch.delenv("COCO_ROOT", raising=False)
+    for stage in ("captioner", "self_critical"):
+        checkpoint = default_paths()[f"{stage}_checkpoints"] / "checkpoint1.pt"
+        command = caption.measuring(checkpoint, argparse.Namespace(sample=False, beams=None, consensus=None))
+        assert shlex.split(command)[2:] == ["-c", str(checkpoint)]
 
 
 OPTION = r"(?<![\w-])--?[a-z][a-z_-]*"

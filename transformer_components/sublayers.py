@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEW_ROWS = 96  # up to here the other way round is the faster one; benchmarks/README.md has the figures
+FEW_ROWS = 96  # up to here the other way round is the faster one; LOG.md, 2026-11-23, has the figures
 ENOUGH_ROWS = 48  # from here on a convolution is faster than either, where it is faster at all
 
 

@@ -3,17 +3,25 @@
 Training, validation and decoding call `check()` between two batches.  It raises `Interrupted`, which a
 training script turns into a checkpoint and every script into exit code 143 or 130.  A second signal ends the
 process at once, its loader workers with it.
+
+What stops a service or a job may signal every process of it, and torchrun then passes its own signal on: that
+comes twice, and the second time is no second wish.  So none is heeded within `ECHO` seconds of the first, and
+below torchrun none at all: it kills by itself what has not ended after 30.
 """
 
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+ECHO = 1.0  # seconds
+
 _received: int | None = None
+_received_at = 0.0  # by the monotonic clock
 _waiting = False  # inside `at_once`
 
 
@@ -97,11 +105,13 @@ def _obey(main_process: int) -> None:
 
 
 def _handle(signum: int, _frame: object) -> None:
-    global _received
+    global _received, _received_at
     if _received is not None:
+        if "TORCHELASTIC_RUN_ID" in os.environ or time.monotonic() - _received_at < ECHO:
+            return
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(128 + signum)
-    _received = signum
+    _received, _received_at = signum, time.monotonic()
     if _waiting:
         raise Interrupted(signum)

@@ -133,6 +133,23 @@ def test_a_signal_ends_the_wait_for_a_process_that_never_comes(signum, monkeypat
         run.join()
 
 
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_only_a_second_signal_that_is_no_echo_ends_a_process_at_once(torchrun, monkeypatch):
+    """What signals a whole job reaches a rank twice, for torchrun passes its own on: the rank died saving."""
+    ends, clock = [], [100.0]
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(interrupts, "_received", None)
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: clock[0])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for seconds in (0, 0.005, 0.9, 2):
+        clock[0] = 100 + seconds
+        interrupts._handle(signal.SIGTERM, None)
+        assert interrupts.received() == signal.SIGTERM
+        assert ends == ([128 + signal.SIGTERM] if seconds == 2 and not torchrun else [])
+
+
 def test_processes_that_do_not_meet_are_one_line(monkeypatch):
     for name, value in {**TORCHRUN, "MASTER_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)

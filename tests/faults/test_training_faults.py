@@ -149,7 +149,7 @@ def test_10_signals_at_random_moments_save_and_leave_nothing_behind(make_tiny_co
     print(f"{what}: 10 signals, 10 saved, the slowest after {slowest:.2f} s")
 
 
-def test_a_second_signal_ends_the_process_at_once(make_tiny_coco, tmp_path):
+def test_a_signal_that_comes_twice_at_once_saves_and_ends_as_one_does(make_tiny_coco, tmp_path):
     paths = make_tiny_coco(train=40, val=4, unlabeled=4)
     config = write_config(
         tmp_path, "mae_config.yaml", batch_size=1, num_workers=1, total_epochs=999, **ALWAYS

@@ -72,10 +72,10 @@ def store_images(
     Returns:
         The images; or, where a machine of the run has not memory enough, a line that says so.
     """
-    mine = _store(files, load, size) if distributed.local_rank() == 0 else None
-    stores = distributed.gathered(mine)
+    decodes = distributed.local_rank() == 0
+    stores = distributed.gathered_results(lambda: _store(files, load, size) if decodes else None)
     no_room = [store for store in stores if isinstance(store, str)]
-    return no_room[0] if no_room else mine or stores[distributed.rank() - distributed.local_rank()]
+    return no_room[0] if no_room else stores[distributed.rank() - distributed.local_rank()]
 
 
 def _store(

@@ -8,11 +8,11 @@ less, or nothing: then each process would be a whole run, all in one folder, so 
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import distributed
@@ -96,6 +96,8 @@ def _torchrun(processes: int) -> str:
 
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for another one fails instead of hanging
+LONG_WORK = timedelta(days=1)  # the same where what it waits for may take hours
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -187,6 +189,20 @@ def gathered(item: object) -> list:
     items: list = [None] * world_size()
     distributed.all_gather_object(items, item)
     return items
+
+
+def gathered_results(work: Callable[[], T]) -> list[T]:
+    """What `work` returns in every process, as from `gathered`, where it may take some of them hours."""
+    if world_size() == 1:
+        return [work()]
+    group = distributed.new_group(backend="gloo", timeout=LONG_WORK)
+    try:
+        own, items = work(), [None] * world_size()
+        distributed.all_gather_object(items, own, group=group)
+        items[rank()] = own  # itself, not a copy
+        return items
+    finally:
+        distributed.destroy_process_group(group)
 
 
 def wait_for_all() -> None:

@@ -37,6 +37,30 @@ def torchrun(script: str, *options: object) -> str:
     return done.stdout
 
 
+PATIENT = f"""
+import sys, time
+from datetime import timedelta
+sys.path.insert(0, {str(ROOT)!r})
+from support import distributed
+distributed.TIMEOUT = timedelta(seconds=2)
+def work():
+    time.sleep(6 * distributed.is_main())
+    return {{"rank": distributed.rank()}}
+with distributed.process_group():
+    found = distributed.gathered_results(work)
+    distributed.wait_for_all()
+    print(f"{{[item['rank'] for item in found]}}\\n", end="")
+"""
+
+
+@pytest.mark.timeout(120)
+def test_what_may_take_one_process_hours_is_waited_for(tmp_path):
+    """Decoding all images into memory, say: the others failed after ten minutes."""
+    script = tmp_path / "patient.py"
+    script.write_text(PATIENT)
+    assert torchrun(str(script)).splitlines() == ["[0, 1]"] * 2
+
+
 @pytest.mark.timeout(300)
 def test_two_ranks_train_as_one_process_does(make_tiny_coco, tmp_path):
     """Captions of uneven length, a last batch of one sample, and a validation split that does not divide."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from threading import Timer
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,26 @@ def test_where_no_sample_comes_loading_hangs(quick_looks, monkeypatch, timeout):
         list(numbers(lambda index: index == 5 and time.sleep(60), timeout))
     assert ("loading_timeout" in str(caught.value)) == (timeout is not None), "a key that nobody can set"
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_slow_to_begin_an_epoch_is_waited_for(quick_looks):
+    """It was swapped out in a long validation, say; torch waited for it no longer than one of our looks."""
+    loader = Loader(
+        Numbers(lambda index: None),
+        EvaluationSampler(8, 4, seed=0),
+        num_workers=1,
+        timeout=60,
+        persistent=True,
+    )
+    with loader:
+        assert len(list(loader)) == 2
+        (worker,) = loader._iterator._workers
+        os.kill(worker.pid, signal.SIGSTOP)
+        waking = Timer(0.5, os.kill, [worker.pid, signal.SIGCONT])
+        waking.start()
+        assert len(list(loader)) == 2
+        assert loader._iterator._timeout == loading.LOOK_EVERY
+        waking.join()
 
 
 def test_the_configuration_says_how_long(tiny_coco, tmp_path, monkeypatch, capsys):

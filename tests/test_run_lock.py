@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from support import distributed
 from support.errors import UsageError
 from tests.process_cases import end, start, stderr_of, wait_for_checkpoint
 from tests.training_cases import ended, train_mae, write_config
-from training import checkpoints
+from training import checkpoints, run
 from training.run import RunLock
 
 FORK = multiprocessing.get_context("fork")  # a process that need not import torch again
@@ -82,3 +83,55 @@ def test_all_processes_hear_that_the_main_one_was_refused(tmp_path, monkeypatch)
     with pytest.raises(UsageError, match="held by another"):
         RunLock(tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()  # only the main process writes
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_first_step(tmp_path, monkeypatch, writable):
+    """It was taken for one on a file system without locks, and the run ended at its first save."""
+
+    def refuse(*_):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda *_: writable)
+    if writable:  # the lock file alone is another user's
+        with RunLock(tmp_path / "encoder"):
+            return
+    with pytest.raises(UsageError, match=r"encoder: cannot be written to, Permission denied: .* --out"):
+        RunLock(tmp_path / "encoder")
+
+
+@pytest.fixture
+def resumed(make_tiny_coco, tmp_path):
+    """A function that resumes a run of one epoch."""
+    paths = make_tiny_coco(train=6, val=2, unlabeled=2)
+    config = write_config(tmp_path, "mae_config.yaml", total_epochs=3)
+    train_mae(paths["data"], tmp_path, config, "--epochs", "1")
+    return lambda: train_mae(paths["data"], tmp_path, config, "-c", "last", "--epochs", "2")
+
+
+def test_what_another_run_saved_while_this_one_began_is_not_set_aside(resumed, tmp_path, monkeypatch):
+    """It ended with its last checkpoint written and the lock free."""
+    folder, lock = tmp_path / "encoder", run.RunLock
+
+    def late(place: Path) -> RunLock:
+        shutil.copy(place / "checkpoint1.pt", place / "checkpoint1-step1.pt")
+        return lock(place)
+
+    monkeypatch.setattr(run, "RunLock", late)
+    with pytest.raises(UsageError, match="another run has just saved in this folder: start this one again"):
+        resumed()
+    assert [path.name for path in checkpoints.existing(folder)] == ["checkpoint1.pt", "checkpoint1-step1.pt"]
+
+
+def test_processes_that_read_different_checkpoints_end(resumed, monkeypatch):
+    """On disks of their own, say: they went on from different steps, and their weights drifted apart."""
+    plain = run.distributed.gathered
+
+    def of_two(mine: object) -> list:
+        is_checkpoint = isinstance(mine, tuple) and mine[0] is False
+        return [mine, (False, "another")] if is_checkpoint else plain(mine)
+
+    monkeypatch.setattr(run.distributed, "gathered", of_two)
+    with pytest.raises(UsageError, match="not the same file for all processes of this run"):
+        resumed()

@@ -77,6 +77,16 @@ def test_a_captioner_that_was_trained_anew_is_noticed_by_whatever_name(run, tmp_
     assert last(stage)["begun_with"]["name"] == "checkpoint2.pt"
 
 
+def test_a_damaged_captioner_keeps_no_stage_from_going_on(run, tmp_path, capsys):
+    run("-p", "last", "--epochs", "1")
+    run("--self-critical", "-c", "last", "--epochs", "1")
+    (captioner,) = checkpoints.existing(tmp_path / "captioner")
+    captioner.write_bytes(captioner.read_bytes()[:-5])
+    capsys.readouterr()
+    run("--self-critical", "-c", "last")
+    assert "begins with" not in capsys.readouterr().out
+
+
 def test_a_stage_that_began_with_a_captioner_from_elsewhere_is_none_of_this_folders(run, tmp_path, capsys):
     run("-p", "last", "--epochs", "1")
     captioners, stage = tmp_path / "captioner", tmp_path / "self_critical"

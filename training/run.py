@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self
@@ -62,6 +62,8 @@ class RunLock:
             os.truncate(self._file, 0)
             os.write(self._file, f" (process {os.getpid()} on {socket.gethostname()})".encode())
         except OSError as error:
+            if self._file is None and not os.access(folder, os.W_OK):
+                return f"{folder}: cannot be written to, {error.strerror}: name another place with --out"
             if self._file is None or error.errno not in (errno.EAGAIN, errno.EACCES):
                 return None  # a file system without locks, say: runs are not kept apart there
             holder = os.read(self._file, 200).decode(errors="replace")
@@ -95,6 +97,7 @@ class Run(Generic[Config]):
     checkpoint_path: Path | None  # to resume; None: a new run
     checkpoint: dict[str, Any] | None  # what that file holds
     tensorboard: bool  # whether to write its log, too
+    newest: list[Path] = field(default_factory=list)  # checkpoint in the folder before one was read, if any
     lock: RunLock | None = None  # on the folder, once it is taken
     board: TensorBoardLog | None = None  # TensorBoard's, in the main process and where it is asked for
     epochs_key: str = "total_epochs"  # of the configuration: says how many this stage has
@@ -121,9 +124,22 @@ class Run(Generic[Config]):
         """Locks the folder, before the run changes anything in it, and opens TensorBoard's log.
 
         Raises:
-            UsageError: another run has it.
+            UsageError: another run has it, or saved in it since this one looked; or the processes of this run
+                did not all read the same checkpoint.
         """
         self.lock = RunLock(self.folder)
+        newest = checkpoints.existing(self.folder)[-1:]
+        read = self.checkpoint_path and checkpoints.digest(self.checkpoint_path)
+        found = distributed.gathered((newest != self.newest, read))
+        if any(changed for changed, _ in found):
+            raise UsageError(
+                f"{self.folder}: another run has just saved in this folder: start this one again"
+            )
+        if len({digest for _, digest in found}) > 1:
+            raise UsageError(
+                f"{self.checkpoint_path}: not the same file for all processes of this run: let checkpoints "
+                "lie on a disk that all see"
+            )
         if self.tensorboard and distributed.is_main():
             self.board = open_board(self.folder, self.checkpoint)
 
@@ -159,6 +175,7 @@ def open_run(
     stage = config_class.STAGE
     folder = paths[f"{stage}_checkpoints"]
     path = checkpoint = None
+    newest = checkpoints.existing(folder)[-1:]
     if options.checkpoint:
         path, checkpoint = loaded or checkpoints.load_named(folder, options.checkpoint, stage)
         config_from_dict(checkpoint["config"], config_class, f"{path}: config")
@@ -177,7 +194,7 @@ def open_run(
     devices.set_fast_float32()
     devices.make_repeatable(device)
     memory.keep_freed(device)
-    return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard)
+    return Run(config, paths, data, device, folder, path, checkpoint, options.tensorboard, newest)
 
 
 def require_same_images(checkpoint: dict[str, Any], data: CocoData) -> None:

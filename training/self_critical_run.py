@@ -75,9 +75,11 @@ def is_superseded(state: Mapping[str, Any], captioners: Path) -> bool:
     if not begun_with:
         return False
     if begun_with.get("run"):
-        newest = checkpoints.existing(captioners)[-1:]
-        run = run_of(checkpoints.load(*newest, "captioner")) if newest else None
-        return run is not None and run != begun_with["run"]
+        try:
+            _, newest = checkpoints.load_named(captioners, "last", "captioner")
+        except UsageError:  # there is none any more, or no sound one
+            return False
+        return run_of(newest) not in (None, begun_with["run"])
     file = captioners / begun_with["name"]
     return file.is_file() and checkpoints.digest(file) != begun_with["sha256"]
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.run import machine
-from paths import ROOT
+from paths import HERE as ROOT
 from support import command_line
 from support.errors import UsageError
 from support.files import write_json
@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.pack and not options.pack.is_file():
         raise UsageError(f"--pack {options.pack}: there is no such file; make it with benchmarks/pack.py")
     options.out.mkdir(parents=True, exist_ok=True)
+    options.out = options.out.resolve()  # the parts run in ROOT
     options.original = options.original and options.original.resolve()
 
     started = time.monotonic()
@@ -170,7 +171,9 @@ def commands(part: str, options: argparse.Namespace, data: Path | None, scratch:
     if options.original and part == "bench":
         more += ["--original", str(options.original)]
     if data:
-        more += ["--pictures", str(data / "photographs"), "--data", str(data / "data")]
+        photographs = data / "photographs"  # which a pack need not have
+        more += ["--pictures", str(photographs)] if photographs.is_dir() else []
+        more += ["--data", str(data / "data")]
     return [*measure(*SUBJECTS[part]), *more, "--out", str(options.out / f"{part}.json")]
 
 

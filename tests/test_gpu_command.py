@@ -1,8 +1,11 @@
 """`make gpu`: its parts one after the other, what it keeps of them, and their toys on a CPU."""
 
+import argparse
 import json
+import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -27,6 +30,27 @@ def script(tmp_path, monkeypatch):
         return json.loads((tmp_path / "found" / "gpu.json").read_text())
 
     return call
+
+
+@pytest.mark.parametrize("photographs", [True, False])
+def test_a_pack_may_have_no_photographs(photographs, tmp_path):
+    """Four of five measuring parts refused the folder that was not there."""
+    (tmp_path / "pack" / ("photographs" if photographs else "data")).mkdir(parents=True)
+    options = argparse.Namespace(out=tmp_path, original=None)
+    command = gpu.commands("loading", options, tmp_path / "pack", tmp_path)
+    assert ("--pictures" in command) == photographs
+    assert "--data" in command
+
+
+def test_its_parts_run_from_wherever_it_is_called(tmp_path):
+    """They run in the repository; the script's path was as seen from where the command was called."""
+    finding = "import sys; sys.path.insert(0, sys.argv[1]); from benchmarks import gpu; "
+    finding += "print(gpu.measure('steps')[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", finding, str(gpu.ROOT)],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(done.stdout.strip()).is_absolute()
 
 
 def test_a_part_that_fails_or_hangs_is_reported_and_the_next_one_runs(script, tmp_path, monkeypatch, capsys):

@@ -115,13 +115,13 @@ def test_what_another_run_saved_while_this_one_began_is_not_set_aside(resumed, t
     folder, lock = tmp_path / "encoder", run.RunLock
 
     def late(place: Path) -> RunLock:
-        shutil.copy(place / "checkpoint1.pt", place / "checkpoint1-step1.pt")
+        shutil.move(place / "checkpoint1.pt", place / "checkpoint1-step1.pt")  # it removes the one before
         return lock(place)
 
     monkeypatch.setattr(run, "RunLock", late)
     with pytest.raises(UsageError, match="another run has just saved in this folder: start this one again"):
         resumed()
-    assert [path.name for path in checkpoints.existing(folder)] == ["checkpoint1.pt", "checkpoint1-step1.pt"]
+    assert [path.name for path in checkpoints.existing(folder)] == ["checkpoint1-step1.pt"]
 
 
 def test_processes_that_read_different_checkpoints_end(resumed, monkeypatch):

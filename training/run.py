@@ -128,10 +128,10 @@ class Run(Generic[Config]):
                 did not all read the same checkpoint.
         """
         self.lock = RunLock(self.folder)
-        newest = checkpoints.existing(self.folder)[-1:]
-        read = self.checkpoint_path and checkpoints.digest(self.checkpoint_path)
-        found = distributed.gathered((newest != self.newest, read))
-        if any(changed for changed, _ in found):
+        saved = checkpoints.existing(self.folder)[-1:] != self.newest  # then the one read may be gone
+        read = None if saved or self.checkpoint_path is None else checkpoints.digest(self.checkpoint_path)
+        found = distributed.gathered((saved, read))
+        if any(saved for saved, _ in found):
             raise UsageError(
                 f"{self.folder}: another run has just saved in this folder: start this one again"
             )

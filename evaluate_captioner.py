@@ -179,7 +179,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     sources = provenance(path, which, captioner.options, assessment["scored_images"], scoring)
     assessment = sources | assessment
 
-    written = [results, results.with_name(f"{results.stem}_metrics.json")]
+    written = [results, metrics_file(results)]
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
     write_json(written[-1], assessment)
     scored_by_default = (options.subset, options.references, options.unit) == (1, None, None)
@@ -241,6 +241,11 @@ def results_name(
     """
     source = [f"{Path(split_file['name']).stem}-{split_file['sha256'][:8]}"] if split_file else []
     return "_".join([stem, split, *source, *changes, "results.json"])
+
+
+def metrics_file(results: Path) -> Path:
+    """Where the metrics of a results file lie."""
+    return results.with_name(f"{results.stem}_metrics.json")
 
 
 def provenance(

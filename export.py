@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from captioner import captioner_from_state, require_captioner
-from evaluate_captioner import results_name
+from evaluate_captioner import metrics_file, results_name
 from image_captioner import AutoEncoderShape
 from model_card import TERMS, UNKNOWN, filled, front_matter, metrics_in_words, training_in_words, write_card
 from onnx_export import ENCODER, STEP, export_onnx
@@ -144,8 +144,8 @@ def evaluation_of(checkpoint: Path, state: Mapping[str, Any], named: Path | None
     Raises:
         UsageError: the file named is of another checkpoint, or holds no metrics.
     """
-    results = Path(results_name(checkpoint.stem, "val", state.get("split_file")))
-    file = named or checkpoint.with_name(f"{results.stem}_metrics.json")
+    results = checkpoint.with_name(results_name(checkpoint.stem, "val", state.get("split_file")))
+    file = named or metrics_file(results)
     evaluation = read_json(file, {})
     if f"sha256 {checkpoints.digest(checkpoint)[:12]}" in str(evaluation.get("signature")):
         return evaluation

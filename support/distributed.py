@@ -182,12 +182,12 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gathered(item: object) -> list:
-    """Every process's `item`, in the order of ranks, in every process."""
+def gathered(item: object, group: distributed.ProcessGroup | None = None) -> list:
+    """Every process's `item`, in the order of ranks, in every process; `group`: one of all of them."""
     if world_size() == 1:
         return [item]
     items: list = [None] * world_size()
-    distributed.all_gather_object(items, item)
+    distributed.all_gather_object(items, item, group=group)
     return items
 
 
@@ -197,8 +197,8 @@ def gathered_results(work: Callable[[], T]) -> list[T]:
         return [work()]
     group = distributed.new_group(backend="gloo", timeout=LONG_WORK)
     try:
-        own, items = work(), [None] * world_size()
-        distributed.all_gather_object(items, own, group=group)
+        own = work()
+        items = gathered(own, group)
         items[rank()] = own  # itself, not a copy
         return items
     finally:

@@ -151,7 +151,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         patience = Patience(self.samples_read, self.longest_wait, self.advice)
         try:
-            if self._iterator:  # workers of the epoch before answer first, which none of our looks cuts short
+            if self._iterator is not None:  # its workers answer first, which none of our looks cuts short
                 self._iterator._timeout = self.longest_wait
             batches = super().__iter__()
             if self.num_workers > 0:

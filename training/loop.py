@@ -95,8 +95,7 @@ class Trainer:
                 self._restore(run.checkpoint)
             if run.checkpoint["config"] == self.contents["config"]:
                 self._newest = run.checkpoint_path.resolve()
-        run.take_folder()
-        distributed.wait_for_all()  # every process has read its checkpoint before the folder changes
+        run.take_folder()  # which all processes leave together: each has read its checkpoint
         if distributed.is_main():
             checkpoints.prepare(self.folder, run.checkpoint_path)
             print(first_line(run, model, train_loader.dataset), flush=True)

@@ -123,6 +123,8 @@ class Run(Generic[Config]):
     def take_folder(self) -> None:
         """Locks the folder, before the run changes anything in it, and opens TensorBoard's log.
 
+        No process returns before all have called this.
+
         Raises:
             UsageError: another run has it, or saved in it since this one looked; or the processes of this run
                 did not all read the same checkpoint.

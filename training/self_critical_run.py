@@ -48,40 +48,43 @@ def load_checkpoint(paths: Mapping[str, Path], wanted: str) -> tuple[Path, dict[
     folders = paths["self_critical_checkpoints"], paths["captioner_checkpoints"]
     begun = checkpoints.existing(folders[0]) if wanted == "last" else (folders[0] / wanted).is_file()
     path, state = checkpoints.load_named(folders[0 if begun else 1], wanted, "captioner")
-    if wanted == "last" and is_superseded(state, folders[1]):
+    if wanted == "last" and (anew := trained_anew(state, folders[1])):
         if distributed.is_main():
             print(f"note: {path} began with another captioner than lies in {folders[1]} now", file=sys.stderr)
-        path, state = checkpoints.load_named(folders[1], wanted, "captioner")
+        path, state = anew
     if not state.get("self_critical"):
         if distributed.is_main():
             print(f"self-critical: begins with {path}", flush=True)
         optimizer = state["optimizer"] and {**state["optimizer"], "state": {}}
-        loaded, state = state, {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
-        state["begun_with"] = {"name": path.name, "sha256": checkpoints.digest(path)}
+        begun_with = {"name": path.name, "sha256": checkpoints.digest(path)}
         if path.resolve().parent == folders[1].resolve():
-            state["begun_with"]["run"] = run_of(loaded)
+            begun_with["run"] = run_of(state)
+        state = {**state, "progress": asdict(Progress()), "optimizer": optimizer, "scaler": {}}
+        state["begun_with"] = begun_with
         for part in ("last_weights", "averaged_steps"):  # it begins with the weights that were evaluated
             state.pop(part, None)
     return path, state
 
 
-def is_superseded(state: Mapping[str, Any], captioners: Path) -> bool:
-    """Whether the captioner that a run of this stage began with, in this folder, was trained anew there.
+def trained_anew(state: Mapping[str, Any], captioners: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest captioner in this folder, if the one that a run of this stage began with was trained anew.
 
     Then the newest one is of another run; or, where the stage does not know its captioner's run, another file
     bears its name.
     """
     begun_with = state.get("begun_with")
     if not begun_with:
-        return False
+        return None
+    try:
+        path, newest = checkpoints.load_named(captioners, "last", "captioner")
+    except UsageError:  # there is none any more, or no sound one
+        return None
     if begun_with.get("run"):
-        try:
-            _, newest = checkpoints.load_named(captioners, "last", "captioner")
-        except UsageError:  # there is none any more, or no sound one
-            return False
-        return run_of(newest) not in (None, begun_with["run"])
-    file = captioners / begun_with["name"]
-    return file.is_file() and checkpoints.digest(file) != begun_with["sha256"]
+        anew = run_of(newest) not in (None, begun_with["run"])
+    else:
+        file = captioners / begun_with["name"]
+        anew = file.is_file() and checkpoints.digest(file) != begun_with["sha256"]
+    return (path, newest) if anew else None
 
 
 def run_of(state: Mapping[str, Any]) -> str | None:

@@ -42,7 +42,7 @@ from support import distributed
 from support.errors import UsageError
 from training.config import TrainingConfig
 from training.loading import Loader
-from training.sampling import EpochSampler, EvaluationSampler, subset_of
+from training.sampling import EpochSampler, EvaluationSampler, mix, subset_of
 
 COCO = CocoData(paths)  # the data that all here reads unless other data are named
 
@@ -262,6 +262,21 @@ class ImageOnlyDataset(CocoDataset):
         return ImageBatch(batched(images), torch.tensor(image_ids), torch.tensor(seeds))
 
 
+class CropPairsDataset(ImageOnlyDataset):
+    """The same, but each sample is two crops of an image, side by side in the batch: see contrastive.py."""
+
+    images_per_sample = 2
+
+    def sample(self, index: int, seed: int) -> list[ImageSample]:
+        return [super(CropPairsDataset, self).sample(index, crop_seed) for crop_seed in (seed, mix(seed, 1))]
+
+    def stand_in(self) -> list[ImageSample]:
+        return [super().stand_in()] * self.images_per_sample
+
+    def collate(self, samples: Sequence[list[ImageSample]]) -> ImageBatch:
+        return super().collate([crop for sample in samples for crop in sample])
+
+
 def truncate_caption(caption: Sequence[int], context_length: int | None) -> Sequence[int]:
     """The caption in at most `context_length + 1` tokens; its last one, the <EOS>, is kept."""
     if context_length is None or len(caption) <= context_length + 1:
@@ -296,7 +311,9 @@ class LoaderOptions:
         False  # batches of captions of similar length, `training.sampling.bucket_by_length`
     )
 
-    crops_per_image: int = 1  # samples of each image, if there are no captions: see `ImageOnlyDataset`
+    # If there are no captions
+    crops_per_image: int = 1  # samples of each image: see `ImageOnlyDataset`
+    crop_pairs: bool = False  # two crops to each sample: see `CropPairsDataset`
 
     # Of captions, see `CaptFirstDataset`
     context_length: int | None = None  # tokens that the decoder reads; None truncates nothing
@@ -354,8 +371,8 @@ def get_coco_loader(
     captions = {"context_length": options.context_length, "pad_id": options.pad_id}
     per_image = options.captions_per_image
     if mode == "image_only":
-        crops = options.crops_per_image if shuffle else 1
-        dataset = ImageOnlyDataset(split, transform, **images, crops_per_image=crops)
+        kind = CropPairsDataset if shuffle and options.crop_pairs else ImageOnlyDataset
+        dataset = kind(split, transform, **images, crops_per_image=options.crops_per_image if shuffle else 1)
     elif mode == "image_first":
         dataset = ImgFirstDataset(split, transform, **images)
     elif mode == "caption_first" and per_image == 1:
@@ -378,7 +395,7 @@ def get_coco_loader(
         sampler = EvaluationSampler(len(dataset), share, options.seed, *ranks)
     return Loader(
         dataset, sampler, num_workers, options.timeout, persistent=shuffle,
-        batch_bytes=min(share, len(dataset)) * dataset.black_image().nbytes if num_workers else 0,
+        batch_bytes=min(share, len(dataset)) * dataset.sample_bytes() if num_workers else 0,
         batches_held=accumulation,
         size_key="eval_batch_size" if mode == "image_first" else "batch_size",
         finish=finish,

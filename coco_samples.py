@@ -41,7 +41,7 @@ class ReferenceBatch(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    images: Tensor  # (B, 3, H, W) uint8
+    images: Tensor  # (B, 3, H, W) uint8; of pairs of crops, both of each image side by side
     image_ids: Tensor  # (B,) int64
     seeds: Tensor  # (B,) int64, each sample's own
     unreadable: tuple[str, ...] = ()  # why samples were left out: training skips them
@@ -82,6 +82,7 @@ class CocoDataset(Dataset):
     data: CocoData
     transform: Transform
     unit = "images"  # what a sample is
+    images_per_sample = 1  # of the model's size
     skip_unreadable = False  # True, for training only: a batch leaves out what cannot be read, and says so
     cached: "CachedImages | DrawnCrops | None" = None  # the images where they are kept in memory
     cached_numbers: Tensor  # (samples,) int64, which of these is each sample's
@@ -135,6 +136,10 @@ class CocoDataset(Dataset):
     def black_image(self) -> Tensor:
         """What stands in for an image that cannot be read."""
         return black(self.transform) if self.cached is None else self.cached.stand_in
+
+    def sample_bytes(self) -> int:
+        """What the images of a sample take in a batch."""
+        return self.images_per_sample * self.black_image().nbytes
 
     def batch(self, samples: Sequence[Sample | RunError]) -> Batch | RunError:
         """The batch of some samples; or, unless they are to be skipped, the first error among them."""

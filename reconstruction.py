@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive import ContrastiveAutoEncoder
 from image_captioner import (
     AutoEncoderShape,
     ImageAutoEncoder,
@@ -24,7 +25,7 @@ from image_captioner import (
     unpatchify,
 )
 from image_transforms import EvaluationTransform, denormalize, normalize
-from support.configuration import bounded, config_part
+from support.configuration import at_least, bounded, config_part
 from training.checkpoints import existing, load_named
 from training.contents import require_weights
 from transformer_components.sublayers import evaluating
@@ -89,10 +90,16 @@ class ReconstructionConfig(AutoEncoderShape):
 
     masking_ratio: float = bounded(above=0, below=1)  # of the patches, hidden from the encoder
     normalize_targets: bool  # each target patch by its own mean and variance (He et al. 2021, section 4.1)
+    contrastive_weight: float = at_least(0)  # of a second task's loss, see contrastive.py; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         count_masked(self.num_patches, self.masking_ratio)
+
+
+def new_auto_encoder(config: ReconstructionConfig) -> ImageAutoEncoder:
+    """The masked autoencoder of a configuration, untrained."""
+    return ContrastiveAutoEncoder(config) if config.contrastive_weight else ImageAutoEncoder(config)
 
 
 def require_auto_encoder(path: Path, state: Mapping[str, Any]) -> ReconstructionConfig:
@@ -106,7 +113,7 @@ def require_auto_encoder(path: Path, state: Mapping[str, Any]) -> Reconstruction
         path,
         state["model"],
         config.encoder.num_layers + config.decoder.num_layers,
-        lambda: ImageAutoEncoder(config),
+        lambda: new_auto_encoder(config),
     )
     return config
 
@@ -120,7 +127,7 @@ def reconstructor_from_state(
         UsageError: the weights do not fit the sizes.
     """
     config = require_auto_encoder(path, state)
-    model = ImageAutoEncoder(config)
+    model = new_auto_encoder(config)
     model.load_state_dict(state["model"])
     return Reconstructor(
         model=model.to(device).eval(),

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from coco_loader import LoaderOptions, get_coco_loader
 from coco_samples import ImageBatch
+from contrastive import contrastive_loss, recolored
 from image_captioner import (
     AutoEncoderShape,
     ImageAutoEncoder,
@@ -33,7 +34,13 @@ from image_captioner import (
 from image_transforms import EvaluationTransform, TrainingTransform, normalize
 from own_data.images_only import add_images_options, open_images, require_one_source
 from paths import paths_from_options
-from reconstruction import Reconstruction, ReconstructionConfig, Reconstructor, require_auto_encoder
+from reconstruction import (
+    Reconstruction,
+    ReconstructionConfig,
+    Reconstructor,
+    new_auto_encoder,
+    require_auto_encoder,
+)
 from support import command_line, distributed
 from support.configuration import bounded
 from support.files import require_unix
@@ -85,17 +92,18 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
     # 2. The elements of the training loop
 
-    auto_encoder = ImageAutoEncoder(config).to(device)
+    auto_encoder = new_auto_encoder(config).to(device)
     groups = [{"params": list(auto_encoder.parameters()), "base_lr": config.learning_rate}]
     optimizer = new_optimizer(auto_encoder, groups, config)
     scheduler = warmup_then_cosine(config)
     scaler = gradient_scaler(config, device)
-    loss_fn = partial(reconstruction_loss, config=config)
+    loss_fn = partial(two_task_loss if config.contrastive_weight else reconstruction_loss, config=config)
     stepper = Stepper(loss_fn, optimizer, scheduler, scaler, config, device)
 
     splits = run.data.splits_with_images(config.splits)
     data = run.data.for_training(splits, config.image_size, run.checkpoint)
-    shared = LoaderOptions.of_run(config, options.subset, crops_per_image=config.crops_per_image)
+    crops = {"crops_per_image": config.crops_per_image, "crop_pairs": config.contrastive_weight > 0}
+    shared = LoaderOptions.of_run(config, options.subset, **crops)
     loading = {"num_workers": config.num_workers, "mode": "image_only", "data": data, "options": shared}
     train_transform = TrainingTransform(config.image_size, config.crop_scale)
     val_transform = EvaluationTransform(config.image_size)
@@ -142,13 +150,35 @@ def reconstruction_loss(
     """
     images = normalize(batch.images)  # (B, 3, H, W)
     kept, masked = random_masking(batch.seeds, config.num_patches, config.masking_ratio)  # (B, K), (B, M)
-    predicted = network(images, kept, masked)  # (B, M, P*P*3)
-    target = masked_pixels(images, masked, config.patch_size)  # (B, M, P*P*3)
+    return reconstruction_error(network(images, kept, masked), images, masked, config)
+
+
+def reconstruction_error(
+    predicted: torch.Tensor, images: torch.Tensor, masked: torch.Tensor, config: MaeConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of predicted patches (B, M, P·P·3); see `reconstruction_loss`."""
+    target = masked_pixels(images, masked, config.patch_size)  # (B, M, P·P·3)
     if config.normalize_targets:
         target, _, _ = normalize_patches(target)
     predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))  # no sum in bfloat16
     loss = F.mse_loss(predicted, target.to(predicted.dtype))
     return loss, loss.new_full((), masked.numel())
+
+
+def two_task_loss(
+    network: nn.Module, batch: ImageBatch, config: MaeConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of recoloured pairs of crops, and `contrastive_weight` times `contrastive_loss`.
+
+    In validation it is `reconstruction_loss`, which thus can be compared whatever the weight is.
+    """
+    if not network.training:
+        return reconstruction_loss(network, batch, config)
+    images = normalize(recolored(batch.images, batch.seeds))  # (2B, 3, H, W)
+    kept, masked = random_masking(batch.seeds, config.num_patches, config.masking_ratio)
+    predicted, projected = network(images, kept, masked, project=True)
+    loss, patches = reconstruction_error(predicted, images, masked, config)
+    return loss + config.contrastive_weight * contrastive_loss(projected), patches
 
 
 if __name__ == "__main__":

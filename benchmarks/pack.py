@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --pack pack.tar                   there
 
 The images of a processed data root become small ones: the shorter side 112 pixels, which is 14 patches of 8,
-as WebP of quality 68.  Flickr8k's 20,373 images take 45 MiB so; JPEGs of 96 pixels and quality 75 take 52.
+as WebP of quality 68.  20,373 photographs take 45 MiB so; JPEGs of 96 pixels and quality 75 take 52.
 They keep their names, which end in .jpg: a file's kind is read from its content.  Photographs are packed as
 they are, for the measurement of loading.
 """

@@ -66,7 +66,8 @@ def quotes() -> list[tuple[str, list[float]]]:
     """README's words around its figures, and these: `#` is a figure, `…` anything within a table's cell."""
     before, val = record("photographs/captioner_val"), record("photographs/val")
     two_cores, ablations = record("photographs/two_cores/val"), record("photographs/ablations")
-    mae = [run for run in ablations if run["name"].startswith("two cores") and run["epochs"] == 20]
+    names = "two cores, Muon, from scratch", "two cores alone, Muon"
+    mae = [run for name in names for run in ablations if (run["name"], run["epochs"]) == (name, 16)]
     (images,) = rates("h100", "MAE loop", "bfloat16", "from files")
     mae_hours = 90 * 241_690 / images / 3600
     flops = 989e12 * share_of_peak("h100", "captioner step, encoder frozen")  # a second, of an H100
@@ -111,7 +112,7 @@ def quotes() -> list[tuple[str, list[float]]]:
                 two_cores["captions"]["distinct"],
             ],
         ),
-        ("original that this project re-creates has BLEU-4 # and CIDEr #.", published("original")),
+        ("The original, on COCO, has BLEU-4 # and CIDEr #;", published("original")),
         ("(https://github.com/Bukunmi2108/capit)) has # and #.", published("capit")),
         ("scores, captions: # minutes on two CPU cores", [record("commands")["minutes"]["make sample"]]),
         ("the tests: # minutes on two CPU cores", [record("commands")["minutes"]["make test"]]),

@@ -55,6 +55,7 @@ KEYS = {
         "encoder": (STACK, "always"),
         "decoder": ({**ONE_LAYER, "dropout": 0.1}, "always"),
         "normalize_targets": (True, None),
+        "contrastive_weight": (0.5, "always"),
         "splits": (["train"], "within"),
         "crops_per_image": (2, "within"),
     },

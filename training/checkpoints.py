@@ -38,7 +38,7 @@ RENAMED = {"pictures": "resized_to"}  # parts of older checkpoints, and what the
 # What held, or nearly, before configurations had these keys.
 LATER_KEYS = {"loading_timeout": 60.0, "cache_images": False, "ema_decay": 0.0, "muon": False}
 LATER_KEYS_OF = {
-    "encoder": {"crops_per_image": 1},
+    "encoder": {"crops_per_image": 1, "contrastive_weight": 0.0},
     "captioner": {
         "drop_path": 0.0,
         "patch_dropout": 0.0,

@@ -18,8 +18,8 @@ from support.configuration import (
 from support.devices import Precision
 from support.errors import UsageError
 
-# Keys that a resume must keep, beside those of the model: the optimizer's groups are cut by them.
-GROUP_KEYS = ("decay_matrices_only", "muon")
+# Keys that a resume must keep, beside those of the model's sizes: the optimizer's groups follow from them.
+GROUP_KEYS = ("decay_matrices_only", "muon", "contrastive_weight")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@
 
 Writes a COCO results file `[{"image_id": int, "caption": str}, ...]` and all metrics as JSON next to it;
 options other than the defaults are part of their names, and so is another data root than the captioner was
-trained on.  On the full val split of its own, scored as by default, it also saves a confidence calibration
-next to the checkpoint; caption.py uses it.
+trained on, or any where it does not say on which.  On the full val split of its own, scored as by default, it
+also saves a confidence calibration next to the checkpoint; caption.py uses it.
 No image is left out: one that cannot be read ends the evaluation, by name.
 """
 
@@ -146,13 +146,14 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     if options.split == "test" and data.split_file is None:
         raise UsageError("--split test: COCO keeps its test captions: take train or val, or a --split-file")
     path, state = checkpoints.load_named(paths["captioner_checkpoints"], options.checkpoint, "captioner")
-    encoder = encoder_of(path.parent.with_name("encoder"), options.encoder) if options.report else None
+    encoders = path.absolute().parent.parent / "encoder"
+    encoder = encoder_of(encoders, options.encoder) if options.report else None
     captioner = captioner_from_state(state, device, path, **command_line.search_asked_for(options))
     search = other_search(options, state)
     other = other_root(state, data)
     changes = [*other, *differences(options, search)]
     split_facts = data.split_file and data.split_file.facts()
-    default_name = results_name(path.stem, options.split, split_facts, changes)
+    default_name = results_name(checkpoints.stem(path), options.split, split_facts, changes)
     results = options.results or path.with_name(default_name)
     for file in filter(None, (results, options.report)):
         require_place(file)  # now, not after an hour of beam search
@@ -183,10 +184,11 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     write_json(results, [{"image_id": image_id, "caption": text} for image_id, text in captions.items()])
     write_json(written[-1], assessment)
     scored_by_default = (options.subset, options.references, options.unit) == (1, None, None)
-    if options.split == "val" and scored_by_default and not other:
+    if options.split == "val" and scored_by_default and same_split(state, data.split_file):
         file, holds_for = calibration_path(path, search), calibrated_for(path, captioner.options)
         # An older checkpoint does not say which its data are: what was measured first stays.
-        if "root" in state or calibration.load(file, holds_for) is None:
+        first = "root" not in state and calibration.load(file, holds_for) is None
+        if first or not other:
             written += save_calibration(file, assessment["calibration"], holds_for)
     if options.report:
         place = partial(data.image_file, options.split)
@@ -204,9 +206,9 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def other_root(state: dict[str, Any], data: CocoData) -> list[str]:
-    """Where the data are others than the captioner was trained on: a word for them, for file names."""
-    was, now = state.get("root"), data.identity()["root"]["sha256"]
-    return [f"root-{now[:8]}"] if was and was["sha256"] != now else []
+    """Unless the captioner is known to be trained on these data: a word for them, for file names."""
+    now = data.identity()["root"]["sha256"]
+    return [] if state.get("root", {}).get("sha256") == now else [f"root-{now[:8]}"]
 
 
 def pictures_in_words(options: argparse.Namespace, split_file: SplitFile | None) -> str:
@@ -302,9 +304,21 @@ def require_references(dataset: ImgFirstDataset) -> None:
 
 
 def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any]) -> None:
-    """Raises UsageError if, by another split, the captioner was trained on images that are to be scored."""
+    """Raises UsageError if, by another split, the captioner was trained on images that are to be scored.
+
+    Of another data root the ids say nothing: there, the same ones are other images.
+    """
     facts = state.get("split_file")
     if same_split(state, dataset.data.split_file):
+        return
+    if other_root(state, dataset.data) and (facts is None or "root" in state):
+        if distributed.is_main():
+            print(
+                "note: the captioner was trained on another data root, or does not say on which: whether it "
+                "saw some of these pictures is not known",
+                file=sys.stderr,
+                flush=True,
+            )
         return
     train2017 = load_processed(dataset.data.paths, "train", "image_ids")
     seen = trained_on(dataset.image_ids, facts, train2017)

@@ -15,6 +15,7 @@ stay in it.
 """
 
 import argparse
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from captioner import captioner_from_state, require_captioner
 from evaluate_captioner import metrics_file, results_name
 from image_captioner import AutoEncoderShape
 from model_card import TERMS, UNKNOWN, filled, front_matter, metrics_in_words, training_in_words, write_card
-from onnx_export import ENCODER, STEP, export_onnx
+from onnx_export import ENCODER, STEP, export_onnx, require_onnx
 from paths import paths_from_options
 from reconstruction import require_auto_encoder
 from support import command_line
@@ -34,8 +35,8 @@ from support.devices import parameters_in_words
 from support.errors import UsageError
 from support.files import read_json, require_place, write_json
 from training import checkpoints, hub_folder
-from training.contents import require_parts
 
+VIT = "vision transformer"  # what a folder with an encoder says it holds
 OF_TRAINING = ("last_weights", "averaged_steps")  # what no captioner needs
 
 
@@ -56,21 +57,43 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trained-on", choices=TERMS, help="the data, whose terms the card then says")
     command_line.add_place_options(parser)
     options = parser.parse_args(arguments)
+    if options.metrics and (options.encoder or options.as_checkpoint):
+        raise UsageError(f"--metrics {options.metrics}: only the card of a captioner's folder quotes any")
 
     folder = paths_from_options(options)["captioner_checkpoints"]
     stage = None if options.encoder else "captioner"
     path, state = checkpoints.load_named(folder, options.checkpoint, stage)
-    evaluation = evaluation_of(path, state, options.metrics)
     if options.as_checkpoint:
         write_checkpoint(path, state, options.place)
     else:
         hub_folder.require_safetensors()
-        require_place(options.place / hub_folder.WEIGHTS)
+        if options.onnx:
+            require_onnx()
+        require_folder(options.place, path, VIT if options.encoder else "captioner")
         if options.encoder:
             export_encoder(path, state, options)
         else:
-            export_captioner(path, state, options, evaluation)
+            export_captioner(path, state, options, evaluation_of(path, state, options.metrics))
     print(f"written: {options.place}, from {path}")
+
+
+def require_folder(place: Path, exported: Path, stage: str) -> None:
+    """Makes the folder to export to.
+
+    Args:
+        place: the folder.
+        exported: the checkpoint that is exported.
+        stage: what the folder will hold.
+
+    Raises:
+        UsageError: it holds what is exported, or another kind of model, which would be lost.
+    """
+    require_place(place / hub_folder.WEIGHTS)
+    if place.samefile(exported):
+        raise UsageError(f"{place} is itself what is to be exported: name another folder")
+    holds = read_json(place / hub_folder.CONFIG, {}).get("stage", stage)
+    if holds != stage:
+        raise UsageError(f"{place} holds a {holds!s:.40}, which a {stage} would replace: name another folder")
 
 
 def write_checkpoint(path: Path, state: dict[str, Any], place: Path) -> None:
@@ -111,7 +134,6 @@ def export_captioner(
 
 def export_encoder(path: Path, state: dict[str, Any], options: argparse.Namespace) -> None:
     """The ViT of a captioner, or of the masked autoencoder."""
-    require_parts(path, state)
     if state["stage"] == "encoder":
         shape, before = require_auto_encoder(path, state), "It was trained as a masked autoencoder."
     else:
@@ -125,7 +147,7 @@ def export_encoder(path: Path, state: dict[str, Any], options: argparse.Namespac
     }
     hub_folder.save_weights(options.place / hub_folder.WEIGHTS, weights)
     sizes = {key: value for key, value in config_to_dict(shape, AutoEncoderShape).items() if key != "decoder"}
-    write_json(options.place / hub_folder.CONFIG, {"stage": "vision transformer", **sizes})
+    write_json(options.place / hub_folder.CONFIG, {"stage": VIT, **sizes})
     write_card(
         options.place,
         "encoder",
@@ -144,11 +166,14 @@ def evaluation_of(checkpoint: Path, state: Mapping[str, Any], named: Path | None
     Raises:
         UsageError: the file named is of another checkpoint, or holds no metrics.
     """
-    results = checkpoint.with_name(results_name(checkpoint.stem, "val", state.get("split_file")))
-    file = named or metrics_file(results)
-    evaluation = read_json(file, {})
-    if f"sha256 {checkpoints.digest(checkpoint)[:12]}" in str(evaluation.get("signature")):
-        return evaluation
+    results = checkpoint.with_name(results_name(checkpoints.stem(checkpoint), "val", state.get("split_file")))
+    files = [named or metrics_file(results)]
+    if not named and "root" not in state:  # a checkpoint of before: the names of its results say which data
+        begin, _, end = files[0].name.rpartition("_results_")
+        files += sorted(checkpoint.parent.glob(f"{glob.escape(begin)}_root-*_results_{end}"))
+    for evaluation in (read_json(file, {}) for file in files):
+        if f"sha256 {checkpoints.digest(checkpoint)[:12]}" in str(evaluation.get("signature")):
+            return evaluation
     if named:
         raise UsageError(f"{named}: no metrics of {checkpoint}: let evaluate_captioner.py write them")
     return None

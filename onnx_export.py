@@ -85,17 +85,22 @@ class DecoderStep(nn.Module):
         return logits[:, 0], torch.stack(keys), torch.stack(values)
 
 
+def require_onnx() -> None:
+    """Raises UsageError where the packages of `export_onnx` are not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UsageError("--onnx needs onnx and onnxscript: pip install -r requirements-export.txt") from None
+
+
 def export_onnx(captioner: Captioner, folder: Path) -> None:
     """Writes both, with the batch and the past of any size.
 
     Raises:
         UsageError: onnx or onnxscript is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise UsageError("--onnx needs onnx and onnxscript: pip install -r requirements-export.txt") from None
+    require_onnx()
     size = captioner.transform.size
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     encoder, step = Encoder(captioner.model).eval(), DecoderStep(captioner.model).eval()

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from support.command_line import search_asked_for
 from support.files import read_json, write_json
-from training.checkpoints import digest
+from training.checkpoints import digest, stem
 from transformer_components.beam_search import BeamSearchOptions, Hypothesis
 
 BINS = 10  # at most
@@ -119,7 +119,7 @@ def calibration_path(checkpoint: Path, search: Sequence[str] = ()) -> Path:
         checkpoint: the captioner's.
         search: what `other_search` gives.
     """
-    return checkpoint.with_name("_".join([checkpoint.stem, *search, "calibration.json"]))
+    return checkpoint.with_name("_".join([stem(checkpoint), *search, "calibration.json"]))
 
 
 def other_search(options: argparse.Namespace, state: dict[str, Any]) -> list[str]:

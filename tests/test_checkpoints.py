@@ -334,8 +334,14 @@ def test_a_checkpoint_is_found_by_path_by_bare_name_and_as_last(tmp_path, monkey
         UsageError, match=r"checkpoint7.pt: no such .* there are checkpoint1.pt, checkpoint2.pt"
     ):
         found(folder, "checkpoint7.pt")
-    for name in ("", ".", "a" * 300, "nowhere/at/all.pt", "encoder"):
-        with pytest.raises(UsageError, match="no such checkpoint"):
+    with pytest.raises(UsageError, match=f"^{folder}/{'a' * 300}: no such checkpoint"):
+        found(folder, "a" * 300)
+    for name in ("nowhere/at/all.pt", f"{tmp_path}/elsewhere/checkpoint9.pt"):  # told as they were given
+        told = f"^{name}: no such checkpoint; in {Path(name).parent} there is none"
+        with pytest.raises(UsageError, match=told):
+            found(folder, name)
+    for name in ("", ".", str(folder)):
+        with pytest.raises(UsageError, match=f"^{folder}: a folder: .*/last; in .* there are checkpoint1.pt"):
             found(folder, name)
     with pytest.raises(UsageError, match=r"no sound checkpoint for `last`; in .* there is none"):
         found(tmp_path / "empty", "last")

@@ -145,6 +145,58 @@ def test_a_card_quotes_the_evaluation_of_this_checkpoint_alone(trained, tmp_path
     assert (code, message.count("\n")) == (2, 1)
 
 
+def test_a_card_quotes_the_evaluation_of_a_checkpoint_that_does_not_name_its_data(trained, tmp_path):
+    """The names of its results say on which they were made."""
+    extra("safetensors")
+    data, path = trained
+    state = checkpoints.load(path)
+    del state["root"]
+    checkpoints.save(tmp_path / "old.pt", state)
+    evaluate_captioner.main(["-c", str(tmp_path / "old.pt"), "--data", str(data)])
+    export.main(["-c", str(tmp_path / "old.pt"), str(tmp_path / "taken")])
+    assert "| val2017 of root-" in (tmp_path / "taken" / "README.md").read_text()
+
+
+def test_no_folder_is_replaced_by_another_kind_of_model_or_by_itself(trained, tmp_path, capsys):
+    extra("safetensors")
+    _, path = trained
+    taken, vit = tmp_path / "taken", tmp_path / "vit"
+    export.main(["-c", str(path), str(taken)])
+    export.main(["-c", str(path), "--encoder", str(vit)])
+    export.main(["-c", str(path), "--encoder", str(vit)])  # the same kind: anew
+    before = {file: file.read_bytes() for folder in (taken, vit) for file in folder.iterdir()}
+    for options, message in {
+        ("-c", taken, "--encoder", taken): "is itself what is to be exported",
+        ("-c", path, "--encoder", taken): "holds a captioner, which a vision transformer would replace",
+        ("-c", path, vit): "holds a vision transformer, which a captioner would replace",
+    }.items():
+        code, said = ended(export.main, *options, capsys=capsys)
+        assert (code, said.count("\n")) == (2, 1)
+        assert message in said
+    assert before == {file: file.read_bytes() for folder in (taken, vit) for file in folder.iterdir()}
+
+
+def test_onnx_that_is_not_installed_is_told_before_a_file_is_replaced(trained, tmp_path, capsys, monkeypatch):
+    extra("safetensors")
+    _, path = trained
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, said = ended(export.main, "-c", path, "--onnx", tmp_path / "taken", capsys=capsys)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "pip install -r requirements-export.txt" in said
+    assert not list((tmp_path / "taken").glob("*"))
+
+
+def test_an_encoder_is_exported_of_a_captioner_of_before(trained, tmp_path):
+    """Whose configuration lacks keys that came later: every other mode took it."""
+    extra("safetensors")
+    _, path = trained
+    state = checkpoints.load(path)
+    del state["config"]["consensus_samples"]
+    checkpoints.save(tmp_path / "old.pt", state)
+    export.main(["-c", str(tmp_path / "old.pt"), "--encoder", str(tmp_path / "vit")])
+    assert (tmp_path / "vit" / "model.safetensors").is_file()
+
+
 def test_a_card_gives_no_more_license_than_the_data_do():
     licenses = [yaml.safe_load(front_matter("t", data, None)).get("license") for data in (*TERMS, None)]
     assert dict(zip([*TERMS, None], licenses)) == {

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import evaluate_captioner
+import export
 from captioner import captioner_from_state
+from support.errors import UsageError
 from tests.language_cases import CAPTIONS, say
 from tests.training_cases import state_of, train_captions, train_mae, write_config
 from training import checkpoints
@@ -41,6 +43,11 @@ def files(name: str) -> set[str]:
     return {f"checkpoint1_{name}_results.json", f"checkpoint1_{name}_results_metrics.json"}
 
 
+def ids_of(paths, split: str) -> list[int]:
+    """Of the images of a split."""
+    return sorted(int(path.stem) for path in paths[f"{split}_images"].iterdir())
+
+
 def test_what_is_not_the_full_evaluation_has_a_name_of_its_own(run, tmp_path):
     """`--beams 1` or `-s 0.01`, tried after hours of evaluation, replaced its results."""
     written, metrics = run()
@@ -63,8 +70,7 @@ def test_the_checkpoints_own_search_is_the_default_one(run):
 
 
 def test_a_split_file_is_in_the_name_by_what_is_in_it(run, tmp_path):
-    ids = {split: sorted(int(path.stem) for path in run.paths[f"{split}_images"].iterdir())
-           for split in ("train", "val")}  # fmt: skip
+    ids = {split: ids_of(run.paths, split) for split in ("train", "val")}
     path, names = tmp_path / "mine.json", []
     for count in (2, 1):
         path.write_text(json.dumps(ids | {"val": ids["val"][count:], "test": ids["val"][:count]}))
@@ -96,14 +102,56 @@ def test_a_checkpoint_that_does_not_know_its_data_keeps_what_was_measured_first(
     state = checkpoints.load(run.checkpoint)
     del state["root"]
     checkpoints.save(run.checkpoint, state)
-    calibration = run.checkpoint.with_name("checkpoint1_calibration.json")
-    kept = []
+    calibration, kept, names = run.checkpoint.with_name("checkpoint1_calibration.json"), [], []
     for paths in (run.paths, make_tiny_coco("other", train=5, val=4, unlabeled=0)):
-        options = ["--data", str(paths["data"]), "--out", str(tmp_path / "results.json")]
-        evaluate_captioner.main(["-c", str(run.checkpoint), *options])
+        written, metrics = run("--data", str(paths["data"]))
+        names += [name for name in written if name.endswith("_results.json")]
+        assert re.search(r"\| val2017 of root-[0-9a-f]{8} \|", metrics["signature"])
         kept.append((calibration.read_bytes(), calibration.stat().st_mtime_ns))
     assert kept[0] == kept[1]
     assert json.loads(kept[0][0])["made_for"]["sha256"] == checkpoints.digest(run.checkpoint)
+    assert len(set(names)) == 2, "the results of one root under the name of another"
+
+
+def test_a_part_of_val_by_a_split_file_does_not_replace_the_calibration(run, tmp_path):
+    run()
+    ids = {split: ids_of(run.paths, split) for split in ("train", "val")}
+    halved = tmp_path / "halved.json"
+    halved.write_text(json.dumps(ids | {"val": ids["val"][2:], "test": ids["val"][:2]}))
+    run("--split-file", str(halved))  # which fails where a file that is there is written anew
+
+
+def test_equal_ids_of_another_root_are_no_images_that_were_trained_on(run, make_tiny_coco, tmp_path, capsys):
+    """Roots of one's own number their images from 1, and COCO's ids say nothing about Flickr8k's."""
+    other = make_tiny_coco("other", train=5, val=4, unlabeled=0)
+    assert set(ids_of(other, "train")) & set(ids_of(run.paths, "train"))
+    swapped = tmp_path / "swapped.json"
+    for paths in (other, run.paths):
+        swapped.write_text(json.dumps({"train": ids_of(paths, "val"), "val": ids_of(paths, "train")}))
+        options = ["--data", str(paths["data"]), "--split-file", str(swapped)]
+        if paths is other:
+            run(*options)
+            assert "note: the captioner was trained on another data root" in capsys.readouterr().err
+        else:
+            with pytest.raises(UsageError, match="are among those that this captioner was trained on"):
+                run(*options)
+
+
+def test_a_checkpoint_may_be_named_where_it_lies(run, tmp_path, monkeypatch):
+    """`-c checkpoint1.pt` and `-c .`, of which the folder above is to be found, too."""
+    folder = tmp_path / "captioner-v1.5"
+    monkeypatch.chdir(run.checkpoint.parent)
+    data = ["--data", str(run.paths["data"])]
+    evaluate_captioner.main(["-c", "checkpoint1.pt", *data, "--report", str(tmp_path / "report.html")])
+    assert "Reconstructions" in (tmp_path / "report.html").read_text()
+    pytest.importorskip("safetensors")
+    monkeypatch.undo()  # the locations are seen from where the tests were called
+    export.main(["-c", str(run.checkpoint), str(folder)])
+    monkeypatch.setattr("scoring.calibration.FEWEST_IN_BIN", 2)
+    monkeypatch.chdir(folder)
+    evaluate_captioner.main(["-c", ".", *data])
+    written = {path.name.removeprefix(folder.name) for path in tmp_path.glob("*.json")}
+    assert written == {"_val_results.json", "_val_results_metrics.json", "_calibration.json"}
 
 
 def test_training_scores_what_the_search_finds_and_the_finished_captioner_has_its_consensus(

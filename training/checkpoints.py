@@ -109,6 +109,8 @@ def load(path: Path, stage: str | None = None) -> dict[str, Any]:
     path = Path(path)
     if hub_folder.is_hub_folder(path):
         return _of_this_version(path, hub_folder.load(path), stage)
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: a folder: name a file in it, or {path / 'last'}; {_listed(path)}")
     if not os.path.isfile(path):
         raise UsageError(f"{path}: no such checkpoint; {_listed(path.parent)}")
     try:
@@ -141,14 +143,14 @@ def _of_this_version(path: Path, state: dict[str, Any], stage: str | None) -> di
         raise UsageError(
             f"{path}: schema {found}, but this version reads {SCHEMA}; use the one that wrote it"
         )
-    if stage not in (None, state["stage"]):
-        raise UsageError(f"{path}: a checkpoint of the {state['stage']}, but one of the {stage} is needed")
+    if state.get("stage") not in (STAGES if stage is None else (stage,)):
+        of, needed = f"{state.get('stage')!s:.40}", stage or " or ".join(STAGES)
+        raise UsageError(f"{path}: a checkpoint of the {of}, but one of the {needed} is needed")
     for old, new in RENAMED.items():
         if old in state:
             state.setdefault(new, state.pop(old))
-    if stage is not None:
-        require_parts(path, state)
-        state["config"] = LATER_KEYS | LATER_KEYS_OF[stage] | state["config"]
+    require_parts(path, state)
+    state["config"] = LATER_KEYS | LATER_KEYS_OF[state["stage"]] | state["config"]
     return state
 
 
@@ -179,6 +181,11 @@ def name(epochs: int, step: int = 0) -> str:
     return f"checkpoint{epochs}-step{step}.pt" if step else f"checkpoint{epochs}.pt"
 
 
+def stem(path: Path) -> str:
+    """A checkpoint's name without its ending, for the names of what belongs to it; a folder has no ending."""
+    return path.name if os.path.isdir(path) else path.stem
+
+
 def position(path: Path) -> tuple[int, int] | None:
     """(epochs completed, steps of the next) from a file's name, or None: it is not named as a checkpoint."""
     match = NAME.fullmatch(path.name)
@@ -207,7 +214,9 @@ def load_named(folder: Path, wanted: str, stage: str | None = None) -> tuple[Pat
     if wanted != "last":
         inside = Path(folder, wanted)
         named = os.path.isfile(wanted) or hub_folder.is_hub_folder(Path(wanted))
-        path = Path(wanted) if named and not os.path.isfile(inside) else inside
+        apart = named or Path(wanted).parent != Path()  # a path that is not there is told as it was given
+        path = Path(wanted) if apart and not os.path.isfile(inside) else inside
+        path = path if path.name.strip(".") else path.resolve()  # of "." the name is needed, too
         return path, load(path, stage)
     for path in reversed(existing(folder)):
         try:

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from captioner import load_captioner as load_captioner  # found here, too: it is what other programs call
-from image_description import Picture, describe, explain, load_chosen, read_picture
+from image_description import STDIN, Picture, describe, explain, load_chosen, read_picture
 from image_transforms import EvaluationTransform
 from images import image_files, image_folders
 from paths import ROOT, default_paths
@@ -37,7 +37,6 @@ from support.errors import RunError, UsageError, printable
 from support.files import replacing, require_place
 
 BATCH_SIZE = 16  # images captioned at once
-STDIN = Path("/dev/stdin")
 SOFTWARE, SHEET = 0x0131, "caption.py --explain"  # the EXIF tag by which a sheet is known, and what it says
 
 
@@ -47,8 +46,10 @@ def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
     One line on stderr says what of the folders was left out, and why.
 
     Raises:
-        UsageError: a place is not there, or a folder without pictures.
+        UsageError: a place is not there, a folder without pictures, or standard input for the second time.
     """
+    if list(places).count("-") > 1:
+        raise UsageError("`-` is there twice, and standard input holds one picture")
     found, left_out = [], Counter()
     for place in places:
         path = STDIN if place == "-" else Path(place)
@@ -59,7 +60,7 @@ def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
                 raise UsageError(f"{path}: no images in this folder{said and f': {said}'}")
             found += inside
             left_out += others
-        elif path.exists():
+        elif path == STDIN or path.exists():
             found.append(path)
         else:
             raise UsageError(f"{path}: no such picture or folder")
@@ -71,6 +72,7 @@ def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
 def read_pictures(places: Sequence[Path], transform: EvaluationTransform) -> Iterator[Picture]:
     """Each readable image; an unreadable one is named on stderr and left out."""
     for place in places:
+        interrupts.check()
         try:
             yield read_picture(place, transform)
         except RunError as error:
@@ -96,7 +98,9 @@ def sheet_paths(out: Path, places: Iterable[Path]) -> dict[Path, Path]:
     for sheet in sheets.values():
         require_place(sheet)
         if sheet.exists() and not is_sheet(sheet):
-            raise UsageError(f"--explain: {sheet} is there, and no sheet of before: name another place")
+            raise UsageError(
+                f"--explain: {sheet} is there, and not known for a sheet of before: name another place"
+            )
     return sheets
 
 
@@ -152,7 +156,7 @@ def as_json(results: list[dict[str, Any]]) -> str:
     """
     text = json.dumps(results, indent=1, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
         return text
     except UnicodeEncodeError:
         return json.dumps(results, indent=1)

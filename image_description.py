@@ -7,6 +7,7 @@ describe(captioner, hypotheses, calibration)["caption"]
 """
 
 import argparse
+import sys
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,36 +17,48 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from captioner import Captioner, captioner_from_state
-from image_transforms import EvaluationTransform, central_square, load_image
+from image_transforms import EvaluationTransform, central_square, image_from, load_image
 from paths import paths_from_options
 from scoring import calibration as calibrations
 from scoring.attention_sheet import PICTURE_SIDE, attention_sheet
 from scoring.calibration import Calibration, calibrated_for, calibration_path, other_search, sureness
+from support import interrupts
 from support.command_line import search_asked_for
 from support.devices import choose_device
 from support.errors import RunError, UsageError
 from training import checkpoints
 from transformer_components.beam_search import Hypothesis
 
+STDIN = Path("/dev/stdin")  # stands for standard input, and is not opened: not all systems have it
+
 
 class Picture(NamedTuple):
     """An image to caption."""
 
-    place: Path
+    place: Path  # STDIN: it came from there
     image: torch.Tensor  # (3, H, W) uint8, what the model sees
     square: Image.Image  # the same part of the image, as large as a sheet shows it
 
 
 def read_picture(place: Path, transform: EvaluationTransform) -> Picture:
-    """Reads an image file.
+    """Reads an image file, or standard input.
 
     Raises:
         RunError: as `load_image` does: it is missing, damaged, no image, or too large.
     """
-    square = to_pil_image(central_square(load_image(place)))
+    image = image_from(read_stdin, "standard input") if place == STDIN else load_image(place)
+    square = to_pil_image(central_square(image))
     image = transform(square)
     square.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     return Picture(place, image, square)
+
+
+def read_stdin() -> bytes:
+    """All of standard input, which may be a socket or a pipe that stays silent: a signal ends the wait."""
+    if sys.stdin is None:  # as it is where a shell closed it
+        return b""
+    with interrupts.left_to_the_system():
+        return sys.stdin.buffer.read()
 
 
 def load_chosen(options: argparse.Namespace) -> tuple[Path, Captioner, Calibration | None]:

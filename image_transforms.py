@@ -11,7 +11,7 @@ Shape letters: B batch, h and w the image's own size, H and W the model's.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,10 +166,15 @@ def load_image(path: str | Path) -> Tensor:
     Raises:
         RunError: the file is missing, empty, cut, no image, or above the limit of `images.image_files`.
     """
+    return image_from(Path(path).read_bytes, path)
+
+
+def image_from(read: Callable[[], bytes], name: str | Path) -> Tensor:
+    """The same, of what `read` gives; `name` is for messages."""
     try:
-        return _decode(Path(path).read_bytes())
+        return _decode(read())
     except Exception as error:  # damage makes decoders raise a zoo: OSError, SyntaxError, struct.error, ...
-        raise RunError(f"cannot read the picture {printable(path)}: {describe_error(error)}") from error
+        raise RunError(f"cannot read the picture {printable(name)}: {describe_error(error)}") from error
 
 
 def _decode(data: bytes) -> Tensor:

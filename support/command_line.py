@@ -33,7 +33,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         with disk_errors():
             main()
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where a shell closed it
+                sys.stdout.flush()
     except UsageError as error:
         _leave(2, f"error: {error}")
     except RunError as error:
@@ -46,9 +47,10 @@ def run(main: Callable[[], None]) -> None:
             _leave(1, f"failed: {memory.shared_memory_error(None) if full else error}")
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
-        _leave(1, f"failed: not enough memory: {error!s:.200}: take smaller batches or a smaller model")
+        less = "smaller batches, fewer beams or samples, or a smaller model"
+        _leave(1, f"failed: not enough memory: {error!s:.200}: take {less}")
     except BrokenPipeError:  # the reader of our output went away: `python caption.py ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush_or_drop()
         sys.exit(1)
 
 
@@ -167,9 +169,9 @@ def samples(text: str) -> int:
 
 
 def address(text: str) -> str:
-    """An argparse type: an IP address."""
+    """An argparse type: an IP address of version 4, for the page's server makes URLs of these only."""
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.IPv4Address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{_short(text)} is no address such as 127.0.0.1") from None
 
@@ -227,6 +229,15 @@ def _leave_at_once(code: int, message: str) -> NoReturn:
     os._exit(code)
 
 
+def _flush_or_drop() -> None:
+    """Writes out what was printed; where that fails it is dropped, or Python would try again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _say(message: str) -> None:
-    sys.stdout.flush()
+    _flush_or_drop()
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -1,7 +1,10 @@
 """The scripts as a user calls them: exit codes, one line for each mistake, and what comes out at the end."""
 
 import json
+import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -351,6 +354,61 @@ def test_a_picture_may_come_from_standard_input(trained, tmp_path):
     piped, named = json.loads(done.stdout)
     assert piped["picture"] == "-"
     assert piped | {"picture": named["picture"]} == named
+
+
+def test_standard_input_may_be_a_socket_holds_one_picture_and_may_be_waited_for(trained, tmp_path, capsys):
+    """A socket cannot be opened by name; and a wait for a silent pipe did not heed SIGTERM."""
+    _, checkpoint = trained
+    picture = tmp_path / "blue.png"
+    Image.new("RGB", (40, 30), "blue").save(picture)
+    command = [sys.executable, "caption.py", "-c", str(checkpoint), "-"]
+    ours, theirs = socket.socketpair()
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, text=True) as process:
+        theirs.close()
+        ours.sendall(picture.read_bytes())
+        ours.close()
+        assert process.stdout.read().startswith("-:")
+    twice = ended(caption.main, "-c", checkpoint, "-", "-", capsys=capsys)
+    assert_one_clear_line(twice, "`-` is there twice", "one picture")
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stderr.readline()  # what it captions with: next it reads
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(timeout=30) == -signal.SIGTERM
+
+
+SPEAKING = """
+import sys, time
+from support import command_line
+from support.errors import RunError
+
+def main():
+    time.sleep(0.3)  # until the reader has gone
+    print("a caption")
+    if len(sys.argv) > 1:
+        raise RunError("two pictures could not be read")
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("output", ["a reader that is gone", "a full disk", "closed"])
+def test_an_output_that_takes_nothing_hides_no_error(fails, output):
+    """Printing the error wrote out the rest of the output first, which failed: tracebacks, and no error."""
+    command = [sys.executable, "-c", SPEAKING, *["fails"] * fails]
+    shell = {"a reader that is gone": "exec 3>&1; ({}; echo $? >&3) | true", "a full disk": "{} > /dev/full",
+             "closed": "{} >&-"}[output]  # fmt: skip
+    line = shell.format(shlex.join(command))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert ("failed: two pictures could not be read" in done.stderr) == fails
+    code = int(done.stdout) if output == "a reader that is gone" else done.returncode
+    assert code == (0 if output == "closed" and not fails else 1)
+    if output == "a full disk" and not fails:
+        assert "failed: a file: No space left on device" in done.stderr
 
 
 def test_explanations_go_to_a_file_or_into_a_folder_one_for_each_picture(trained, tmp_path, capsys):

@@ -53,20 +53,20 @@ blank := $(subst ,, )
 CHECKPOINTS ?= checkpoints/$(notdir $(subst $(blank),-,$(DATA:/=)))$(if $(filter h100,$(RECIPE)),-h100)
 recipe := $(if $(filter h100,$(RECIPE)),recipes/photographs/h100,$(RECIPE))
 begun = $(wildcard $(CHECKPOINTS)/$(1)/checkpoint*.pt)
-train = $(RUN) train_$(1).py --data '$(DATA)' --out $(CHECKPOINTS) --config $(recipe)/$(2)_config.yaml
+train = $(RUN) train_$(1).py --data '$(DATA)' --out '$(CHECKPOINTS)' --config '$(recipe)/$(2)_config.yaml'
 
 photographs: named-data $(if $(filter $(VENV)/%,$(RUN)),$(VENV)/.installed)
 	$(call train,encoder,mae) $(if $(call begun,encoder),-c last)
 	$(call train,captioner,captioner) $(if $(call begun,captioner),-c last,-p last)
 	$(call train,captioner,captioner) --self-critical -c last
-	$(MAKE) $(CHECKPOINTS)/report.html
+	$(MAKE) '$(CHECKPOINTS)/report.html'
 
 named-data:
 	@test -n "$(DATA)" || { echo "name a data root: make photographs DATA=DIR" >&2; exit 2; }
 
 $(CHECKPOINTS)/report.html: $(call begun,self_critical)
-	$(RUN) evaluate_captioner.py --data '$(DATA)' -c $(CHECKPOINTS)/self_critical/last \
-		--encoder $(CHECKPOINTS)/encoder/last --report $@
+	$(RUN) evaluate_captioner.py --data '$(DATA)' -c '$(CHECKPOINTS)/self_critical/last' \
+		--encoder '$(CHECKPOINTS)/encoder/last' --report '$@'
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest $(PYTEST_FLAGS)

@@ -68,7 +68,10 @@ def read_captions(path: Path) -> Captions:
 def digest_of_captions(path: Path) -> str:
     """The digest of a caption file, which changes with its captions; UsageError where there is none."""
     if not path.is_file():
-        raise UsageError(f"{path} is not there: put it there, or run without --captions-only")
+        raise UsageError(
+            f"{path} is not there: put it there, or, if it is COCO's, name its split with --splits, without "
+            "--captions-only"
+        )
     return digest(path)
 
 

@@ -253,7 +253,9 @@ class CocoData:
             UsageError: a machine of this run has unlabeled images, and another has none.
         """
         paths = self.paths
-        absent = not paths["unlabeled_image_ids"].exists() and not picture_ids(paths["unlabeled_images"])
+        # A list alone is of no use, for images may be taken away later on; copies of them are.
+        folder = paths["unlabeled_images"]
+        absent = not any(map(picture_ids, (folder, *folder.parent.glob(f"{folder.name}_*"))))
         there = [split for split in splits if not (split == "unlabeled" and absent)] or list(splits)
         if len(set(distributed.gathered(tuple(there)))) > 1:
             raise UsageError(

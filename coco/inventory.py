@@ -149,6 +149,6 @@ class Inventory:
             source.require_room({ARCHIVES[part]: self.where[folder] for part, folder in folders.items()})
         except UsageError as error:
             others = [split for split in splits if ARCHIVES[split] not in str(error)]
-            dispensable = any(ARCHIVES[split] in str(error) for split in UNLISTED_PICTURES)
+            dispensable = bool(others) and any(ARCHIVES[split] in str(error) for split in UNLISTED_PICTURES)
             leave_out = f"leave it out with --splits {' '.join(others)}"
             raise UsageError(f"{error}: {leave_out if dispensable else 'name another --source'}") from None

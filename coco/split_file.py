@@ -124,19 +124,27 @@ def same_split(checkpoint: dict[str, Any], split_file: SplitFile | None) -> bool
 
 def require_same_split(checkpoint: dict[str, Any], split_file: SplitFile | None) -> None:
     """Raises UsageError where a run would go on with other splits than it began with."""
-    if not same_split(checkpoint, split_file):
+    facts = checkpoint.get("split_file")
+    if same_split(checkpoint, split_file):
+        return
+    if facts and split_file and facts["name"] == split_file.name:
         raise UsageError(
-            f"this run was begun with {split_name(checkpoint.get('split_file'))}, not with "
-            f"{split_name(split_file and split_file.facts())}: it goes on with the same --split-file only"
+            f"{split_file.name} is not what it was when this run was begun, sha256 {facts['sha256'][:12]}: "
+            "bring that back, or start a new run"
         )
+    raise UsageError(
+        f"this run was begun with {split_name(facts)}, not with "
+        f"{split_name(split_file and split_file.facts())}: it goes on with the same --split-file only"
+    )
 
 
 def warn_of_other_split(encoder: dict[str, Any], split_file: SplitFile | None) -> None:
     """Says so where the encoder may have seen, without captions, what is now for validation or test."""
     if not same_split(encoder, split_file):
         print(
-            f"note: the encoder was pre-trained with {split_name(encoder.get('split_file'))}: it may have "
-            "seen pictures of val and test, without captions; to be strict, pre-train it with this split",
+            f"note: the encoder was pre-trained with {split_name(encoder.get('split_file'))}, which is "
+            "another split than this: it may have seen pictures of val and test, without captions; to be "
+            "strict, pre-train it with this split",
             file=sys.stderr,
         )
 

@@ -53,11 +53,19 @@ def read_caption_file(path: Path, column: str | None = None) -> CaptionFile | No
     text, notes = decoded_text(path)
     if suffix == ".json":
         found = _read_json(path, text, column)
-    elif text.lstrip().startswith("{"):
+    elif _begins_with_object(text) or (suffix != ".txt" and text.lstrip().startswith("{")):
         found = "JSON rows", entries_of_rows(path, list(_json_lines(path, text)), column)
     else:
         found = entries_of_text(path, text, column, notes)
     return CaptionFile(path, *found, notes) if found and found[1] else None
+
+
+def _begins_with_object(text: str) -> bool:
+    """Whether the first line is a JSON object: a text of another kind may begin with a brace, too."""
+    try:
+        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def decoded_text(path: Path) -> tuple[str, list[str]]:

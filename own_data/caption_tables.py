@@ -109,7 +109,7 @@ def texts_of(path: Path, value: Any) -> list[str]:
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         for read in (json.loads, literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 value = read(value)
                 break
     if isinstance(value, list):

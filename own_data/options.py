@@ -55,7 +55,7 @@ def root_of_own(folder: Path, data: str | None, repository: Path) -> Path:
 
 def next_commands(data: Path, repository: Path, has_test: bool) -> str:
     """The commands that train on a data root, evaluate and caption, to be copied from the screen."""
-    out = repository / "checkpoints" / data.resolve().name
+    out = repository / "checkpoints" / data.resolve().name.replace(" ", "-")  # as `make photographs` names it
 
     def command(script: str, *words: str | Path) -> str:
         return shlex.join(["python", str(repository / script), *map(str, words)])

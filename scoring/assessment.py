@@ -26,6 +26,7 @@ from scoring.comparison import OFFICIAL, Scoring
 from scoring.metrics import (
     METRICS,
     ImageStatistics,
+    Tokenize,
     confidence_intervals,
     corpus_scores,
     image_statistics,
@@ -48,7 +49,7 @@ class CaptionStatistics:
 
     captions: int
     distinct: int
-    words: int  # different ones, as the metrics tokenize
+    words: int  # different ones, as the metrics tokenize: characters, where they are what is compared
     in_train: int  # captions that stand word for word in train
     most_frequent: str
     most_frequent_count: int
@@ -73,12 +74,17 @@ class CaptionStatistics:
         )
 
 
-def caption_statistics(captions: Collection[str], train: Iterable[str] = ()) -> CaptionStatistics:
+def caption_statistics(
+    captions: Collection[str],
+    train: Iterable[str] = (),
+    tokenize: Tokenize = ptb_tokenize,
+) -> CaptionStatistics:
     """Counts what there is to count.
 
     Args:
         captions: one an image.
         train: the captions that the model was trained on.
+        tokenize: what cuts captions into words, with blanks between them.
     """
     keys = [same_words(caption) for caption in captions]
     counts = Counter(keys)
@@ -87,7 +93,7 @@ def caption_statistics(captions: Collection[str], train: Iterable[str] = ()) -> 
     return CaptionStatistics(
         captions=len(keys),
         distinct=len(counts),
-        words=len({word for caption in ptb_tokenize(list(captions)) for word in caption.split()}),
+        words=len({word for caption in tokenize(list(captions)) for word in caption.split()}),
         in_train=sum(counts[key] for key in known),
         most_frequent=next((caption for caption, key in zip(captions, keys) if key == most), ""),
         most_frequent_count=counts[most],
@@ -175,7 +181,7 @@ def assess(
     train = scoring.readable(train)
     constant = constant_caption(train)
     others, people = human_captions(known)
-    counts = caption_statistics(captions.values(), train)
+    counts = caption_statistics(captions.values(), train, scoring.tokenize)
     return {
         "references": scoring.references,
         "unit": scoring.unit,
@@ -223,7 +229,8 @@ def lines(assessment: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{statistics.captions:,} captions: {statistics.distinct:,} distinct, {statistics.words:,} different "
-        f"words, {statistics.in_train:,} ({statistics.share_in_train:.1%}) copied word for word from train"
+        f"{assessment['unit']}s, {statistics.in_train:,} ({statistics.share_in_train:.1%}) copied word for "
+        "word from train"
     )
     yield f"the most frequent, {statistics.most_frequent_count:,} times: {statistics.most_frequent!r}"
     if missing := assessment["images"] - assessment["scored_images"]:

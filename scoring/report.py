@@ -69,8 +69,8 @@ def _metrics(assessment: Mapping[str, Any]) -> str:
     statistics = statistics_of(assessment)
     counts = (
         f"{assessment['images']:,} images, {statistics.distinct:,} distinct captions, {statistics.words:,} "
-        f"different words; {statistics.in_train:,} captions ({statistics.share_in_train:.1%}) are copied "
-        "word for word from train."
+        f"different {assessment['unit']}s; {statistics.in_train:,} captions "
+        f"({statistics.share_in_train:.1%}) are copied word for word from train."
     )
     parts = [f'<div class="scroll"><table>{"".join(rows)}</table></div>', f'<p class="soft">{counts}</p>']
     parts += [f'<p class="soft">Note: {escape(note)}.</p>' for note in assessment["notes"]]

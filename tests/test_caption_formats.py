@@ -213,6 +213,7 @@ def test_what_is_no_caption_file_is_passed_over(tmp_path):
         "empty.txt": [""],
         "package.json": ['{"name": "x"}'],
         "broken.json": ['{"name": '],
+        "notes.txt": ["{hello} is how the template begins", "1.jpg"],
     }
     for name, lines in others.items():
         assert read_caption_file(written(tmp_path / name, lines)) is None, name
@@ -259,10 +260,11 @@ def test_lists_in_a_table_as_json_and_as_pandas_writes_them(tmp_path):
         "image,captions",
         *(f"{n}.jpg,{quoted(text)}" for n, text in enumerate(lists)),
         "3.jpg,[sic] a bird",
+        "4.jpg,[{[]: 1}]",
     ]
     rows = rows_of(written(tmp_path / "c.csv", lines))
     both = [(f"{n}.jpg", text) for n in range(3) for text in ("a dog", "it's a cat")]
-    assert rows == [*both, ("3.jpg", "[sic] a bird")]
+    assert rows == [*both, ("3.jpg", "[sic] a bird"), ("4.jpg", "[{[]: 1}]")]
     (only,) = read_caption_file(
         written(tmp_path / "c.jsonl", ['{"image": "1.jpg", "caption": [{"raw": "a dog"}, NaN, null, 7]}'])
     ).entries

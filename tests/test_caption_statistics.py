@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scoring.assessment import assess, caption_statistics, constant_caption, human_captions, lines
+from scoring.comparison import Scoring
 from scoring.metrics import METRICS, score
 
 
@@ -36,6 +37,12 @@ def test_the_warning_of_a_collapse_names_the_caption_and_the_counts():
     assert all(
         part in warning for part in ("collapsed", "2 distinct", "31 pictures", "30", "a man on a street")
     )
+
+
+def test_different_words_are_counted_by_what_is_compared():
+    captions = ["一只狗在草地上跑", "一只猫在草地上跑"]
+    assert caption_statistics(captions).words == 2
+    assert caption_statistics(captions, (), Scoring(unit="character").tokenize).words == 9
 
 
 def test_the_constant_caption_is_the_most_frequent_one_whatever_its_punctuation():

@@ -1,6 +1,7 @@
 """`make photographs`: all stages in a row, stopped in two ways, called again, and when all is done."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -99,11 +100,22 @@ def test_each_data_root_has_checkpoints_of_its_own():
     for data in ("data/first", "data/second/", "/some where/third", "second"):
         command = ["make", "-n", "photographs", f"DATA={data}", f"RUN={sys.executable}"]
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        (folders[data],) = {*re.findall(r"--out (\S+)", said)}
+        (folders[data],) = {*re.findall(r"--out '(\S+)'", said)}
     assert folders == {
         "data/first": "checkpoints/first", "data/second/": "checkpoints/second",
         "/some where/third": "checkpoints/third", "second": "checkpoints/second",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Tom & Ann", "photos (1)"])
+def test_a_name_with_signs_that_a_shell_heeds_stays_one_word(name):
+    command = ["make", "-n", "photographs", f"DATA=data/{name}", "RUN=run"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [shlex.split(line) for line in said.replace("\\\n", " ").splitlines() if line.startswith("run ")]
+    folder = f"checkpoints/{name.replace(' ', '-')}"
+    assert [line[line.index("--out") + 1] for line in lines[:3]] == [folder] * 3
+    assert lines[3][-1] == f"{folder}/report.html"
+    assert all(line[line.index("--data") + 1] == f"data/{name}" for line in lines)
 
 
 def test_without_a_data_root_it_says_so():

@@ -96,6 +96,12 @@ def test_pre_training_does_without_unlabeled_images_where_there_are_none(tiny_co
     """COCO's are 20 GB: a data set without them trains on the others; one that is half made still says so."""
     asked = ("train", "unlabeled")
     assert CocoData(tiny_coco).splits_with_images(asked) == ["train", "unlabeled"]
+    away, copies = (tiny_coco["unlabeled_images"].with_name(name) for name in ("away", "unlabeled2017_64"))
+    tiny_coco["unlabeled_images"].rename(away)  # the list of these images is still there
+    assert CocoData(tiny_coco).splits_with_images(asked) == ["train"]
+    away.rename(copies)
+    assert CocoData(tiny_coco).splits_with_images(asked) == ["train", "unlabeled"]
+    copies.rename(tiny_coco["unlabeled_images"])
     tiny_coco["unlabeled_image_ids"].unlink()
     with pytest.raises(UsageError, match=r"unlabeled_image_ids.pt is missing: run `python process_coco.py"):
         load_processed(tiny_coco, CocoData(tiny_coco).splits_with_images(asked)[1], "image_ids")

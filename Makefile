@@ -23,10 +23,15 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# What export.py needs is tested, too.
+$(VENV)/.tested: $(VENV)/.installed requirements-export.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-export.txt
+	touch $@
+
 # Every pin of the usual environment but those of torch and torchvision.
-$(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.txt
+$(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-export.txt requirements-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
-	grep -hvE '^(-r|torch|torchvision)\b' requirements.txt requirements-dev.txt | \
+	grep -hvE '^(-r|torch|torchvision)\b' requirements.txt requirements-dev.txt requirements-export.txt | \
 		$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements-oldest.txt -r /dev/stdin
 	touch $@
@@ -68,7 +73,7 @@ $(CHECKPOINTS)/report.html: $(call begun,self_critical)
 	$(RUN) evaluate_captioner.py --data '$(DATA)' -c '$(CHECKPOINTS)/self_critical/last' \
 		--encoder '$(CHECKPOINTS)/encoder/last' --report '$@'
 
-test: $(VENV)/.installed
+test: $(VENV)/.tested
 	$(RUN) -m pytest $(PYTEST_FLAGS)
 
 test-oldest: $(OLDEST)/.installed

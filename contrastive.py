@@ -17,13 +17,12 @@ from training.sampling import hashed_noise
 
 HIDDEN_SIZE, PROJECTED_SIZE = 1024, 128  # of the projection
 TEMPERATURE = 0.1  # Chen et al. 2020, appendix B.7
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a gray, ITU-R BT.601
 
 # How colours are drawn anew, for histograms would tell images apart without a look at what they show.
 RECOLORED = 0.8  # share of the crops
 BRIGHTNESS, CONTRAST, SATURATION = 0.4, 0.4, 0.6  # a factor is at most so far from 1
 GRAY = 0.15  # share of those that lose all their colours
-DRAWS = 5  # of a crop: one for each line above
+DRAWS = 5  # of a crop: one for each name above
 
 
 class ContrastiveAutoEncoder(ImageAutoEncoder):
@@ -50,6 +49,8 @@ class ContrastiveAutoEncoder(ImageAutoEncoder):
 def contrastive_loss(projected: Tensor) -> Tensor:
     """Cross entropy of telling a crop's partner from all other crops (NT-Xent, Chen et al. 2020, eq. 1).
 
+    The others are those of the same pass through the network, so more `accumulation_steps` leave fewer.
+
     Args:
         projected: (2B, P); rows 2i and 2i + 1 are of one image.
 
@@ -57,7 +58,8 @@ def contrastive_loss(projected: Tensor) -> Tensor:
         The mean over the crops, ().
     """
     unit = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
-    similar = unit @ unit.T / TEMPERATURE  # (2B, 2B)
+    with torch.autocast(unit.device.type, enabled=False):  # which would have the product in bfloat16
+        similar = unit @ unit.T / TEMPERATURE  # (2B, 2B)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     partners = torch.arange(len(unit), device=unit.device) ^ 1
     return F.cross_entropy(similar.masked_fill(itself, -torch.inf), partners)
@@ -83,6 +85,7 @@ def recolored(images: Tensor, seeds: Tensor) -> Tensor:
     pixels = images.float() * brightness
     mean = pixels.mean((1, 2, 3), keepdim=True)
     pixels = mean + (pixels - mean) * contrast
-    luma = (pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = pixels.split(1, dim=1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
     pixels = luma + (pixels - luma) * saturation
     return torch.where(chosen < RECOLORED, pixels.round().clamp(0, 255).to(torch.uint8), images)

@@ -56,6 +56,7 @@ class MaeConfig(ReconstructionConfig, TrainingConfig):
     """The keys of `mae_config.yaml`."""
 
     STAGE, FILE, SHAPE = "encoder", "mae_config", AutoEncoderShape
+    KEPT_KEYS = (*TrainingConfig.KEPT_KEYS, "contrastive_weight")
     EPOCH_KEYS = (*TrainingConfig.EPOCH_KEYS, "splits", "crops_per_image")
 
     splits: tuple[Literal["train", "val", "unlabeled"], ...]  # whose images to train on

@@ -18,9 +18,6 @@ from support.configuration import (
 from support.devices import Precision
 from support.errors import UsageError
 
-# Keys that a resume must keep, beside those of the model's sizes: the optimizer's groups follow from them.
-GROUP_KEYS = ("decay_matrices_only", "muon", "contrastive_weight")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -29,6 +26,8 @@ class TrainingConfig:
     STAGE: ClassVar[str]  # "encoder" or "captioner"
     FILE: ClassVar[str]  # the default configuration, a key of `paths`
     SHAPE: ClassVar[type]  # the class of the model's sizes, which a resume must keep
+    # Keys that a resume must keep, too: what there is to learn, and the optimizer's groups, follow from them.
+    KEPT_KEYS: ClassVar[tuple[str, ...]] = ("decay_matrices_only", "muon")
     # Keys that a resume must keep until the epoch ends: which samples a step of it takes follows from them.
     EPOCH_KEYS: ClassVar[tuple[str, ...]] = ("seed", "batch_size")
 
@@ -112,7 +111,7 @@ def run_config(
     for key, was, now in _differences(config_to_dict(saved), config_to_dict(config)):
         section = key.partition(".")[0]
         said = f"--set {key}" if any(sets(change, key) for change in changes) else f"{named}: {key}"
-        if section in (*sizes, *GROUP_KEYS):
+        if section in (*sizes, *config_class.KEPT_KEYS):
             raise UsageError(
                 f"{said}: the checkpoint was trained with {was}, this says {now}; keep it, or start a new run"
             )

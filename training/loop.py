@@ -240,8 +240,8 @@ class Trainer:
             or_less = " or set cache_images: false" if self.config.cache_images else ""
             raise RunError(
                 f"the GPU cannot hold {len(plan[0].indices)} samples at once: raise "
-                f"accumulation_steps{or_less} in your YAML file, which changes no more than dropout's draws, "
-                "and go on with -c last --config FILE"
+                f"accumulation_steps{or_less} in your YAML file, which changes no more than dropout's draws "
+                "and the size of a contrastive loss's comparisons, and go on with -c last --config FILE"
             ) from error
         self._queue.append(Queued(number, [batch.image_ids for batch in micro_batches], report))
 

@@ -48,7 +48,7 @@ def find_pictures(places: Sequence[str], recursive: bool = False) -> list[Path]:
     Raises:
         UsageError: a place is not there, a folder without pictures, or standard input for the second time.
     """
-    if list(places).count("-") > 1:
+    if places.count("-") > 1:
         raise UsageError("`-` is there twice, and standard input holds one picture")
     found, left_out = [], Counter()
     for place in places:

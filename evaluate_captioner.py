@@ -164,7 +164,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     )  # fmt: skip
     require_references(loader.dataset)
     if options.split != "train":
-        require_unseen(loader.dataset, state)
+        require_unseen(loader.dataset, state, other)
     scoring = scoring_of(captioner, loader.dataset, references=options.references, unit=options.unit)
     if distributed.is_main():
         print(f"{captioner.describe()} · {loader.dataset.describe()}", flush=True)
@@ -303,15 +303,15 @@ def require_references(dataset: ImgFirstDataset) -> None:
         )
 
 
-def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any]) -> None:
+def require_unseen(dataset: ImgFirstDataset, state: dict[str, Any], other: list[str]) -> None:
     """Raises UsageError if, by another split, the captioner was trained on images that are to be scored.
 
-    Of another data root the ids say nothing: there, the same ones are other images.
+    Of another data root, `other_root`, the ids say nothing: there, the same ones are other images.
     """
     facts = state.get("split_file")
     if same_split(state, dataset.data.split_file):
         return
-    if other_root(state, dataset.data) and (facts is None or "root" in state):
+    if other and (facts is None or "root" in state):
         if distributed.is_main():
             print(
                 "note: the captioner was trained on another data root, or does not say on which: whether it "

@@ -20,7 +20,7 @@ from torch import Tensor
 from coco.caption_files import HIGHEST_ID
 from coco.split_file import FOLDERS, SplitFile, folder_splits, read_split_file
 from images.image_folders import image_name, picture_ids
-from images.resized_copies import resized_folder, size_for_training
+from images.resized_copies import resized_folder, size_for_training, with_copies
 from support import distributed
 from support.errors import UsageError, check_command, prepare_command
 from support.files import Record, read_json
@@ -254,8 +254,7 @@ class CocoData:
         """
         paths = self.paths
         # A list alone is of no use, for images may be taken away later on; copies of them are.
-        folder = paths["unlabeled_images"]
-        absent = not any(map(picture_ids, (folder, *folder.parent.glob(f"{folder.name}_*"))))
+        absent = not any(map(picture_ids, with_copies(paths["unlabeled_images"])))
         there = [split for split in splits if not (split == "unlabeled" and absent)] or list(splits)
         if len(set(distributed.gathered(tuple(there)))) > 1:
             raise UsageError(

@@ -58,8 +58,8 @@ def require_captions(splits: list[str], where: Where) -> None:
         captions = where[f"{split}_captions"]
         if split in {"train", *splits} and not captions.is_file():
             others = [other for other in splits if other != split]
-            leave_out = f", or leave {split} out with --splits {' '.join(others)}" if others else ""
-            leave_out *= split != "train"
+            dispensable = split != "train" and others
+            leave_out = f", or leave {split} out with --splits {' '.join(others)}" if dispensable else ""
             raise UsageError(
                 f"{captions} is not there, and as the captions beside it are not COCO's, it is not fetched: "
                 f"put it there{leave_out}. Training needs images and captions of train and of val; {WAY_ON}"

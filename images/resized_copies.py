@@ -27,6 +27,11 @@ def resized_folder(originals: Path, size: int) -> Path:
     return originals.with_name(f"{originals.name}_{size}")
 
 
+def with_copies(originals: Path) -> list[Path]:
+    """The folder of the originals and those of their copies, of whatever size."""
+    return [originals, *originals.parent.glob(f"{originals.name}_*")]
+
+
 def with_resized(where: Where, size: int) -> dict[str, Path]:
     """The same locations, but the folders of images are those of their copies of `size` pixels."""
     folders = {key: path for key, path in where.items() if key.endswith("_images")}
